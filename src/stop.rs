@@ -1,0 +1,49 @@
+//! SIGINT and SIGTERM as a flag. Neither a sleep nor an HTTP call ends by a
+//! signal, so the program asks between its steps and sleeps in slices.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// How long a sleep goes on after a signal, at most.
+const SLICE: Duration = Duration::from_millis(50);
+
+static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Takes over SIGINT and SIGTERM: the first asks to stop, the second ends the
+/// process at once.
+///
+/// # Errors
+/// When the system refuses a handler.
+pub fn register() -> io::Result<()> {
+    for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
+        // The order matters: the first signal must find the flag still unset.
+        flag::register_conditional_shutdown(signal, 128 + signal, &STOPPING)?;
+        flag::register(signal, &STOPPING)?;
+        flag::register_usize(signal, &RECEIVED, number)?;
+    }
+    Ok(())
+}
+
+/// The number of the signal that asks the program to stop.
+pub fn requested() -> Option<u8> {
+    u8::try_from(RECEIVED.load(Ordering::SeqCst))
+        .ok()
+        .filter(|&signal| signal != 0)
+}
+
+/// Sleeps until `end`, or until a signal comes.
+pub fn sleep_until(end: Instant) {
+    while requested().is_none() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        thread::sleep(left.min(SLICE));
+    }
+}
