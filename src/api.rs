@@ -45,9 +45,7 @@ pub struct Api {
 impl Api {
     /// Prepares the connection; nothing is sent yet.
     pub fn new(settings: &Settings, args: &Args) -> Self {
-        let tls = TlsConfig::builder()
-            .root_certs(settings.roots.clone())
-            .build();
+        let tls = TlsConfig::builder().root_certs(settings.roots.clone()).build();
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -112,11 +110,7 @@ impl Api {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| retry_after_secs(value, Timestamp::now()));
         // Always to the end: a connection whose body was not read is not used again.
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(MAX_BODY_BYTES)
-            .read_to_vec();
+        let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec();
         match body {
             Ok(body) => Ok((status, body, retry_after)),
             Err(Error::BodyExceedsLimit(_)) => {

@@ -235,10 +235,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
         Action::Version
     } else if scheduler {
         let minutes = minutes.unwrap_or_else(|| hours.unwrap_or(6) * 60);
-        Action::Schedule {
-            interval: Duration::from_secs(u64::from(minutes) * 60),
-            run_immediately,
-        }
+        Action::Schedule { interval: Duration::from_secs(u64::from(minutes) * 60), run_immediately }
     } else if self_test {
         Action::SelfTest
     } else if let Some(hours) = restore_hours {
@@ -304,9 +301,7 @@ impl Flags {
         let expected = format!("a whole number from {min} to {max}");
         self.value(flag, &expected, |text| {
             let number = digits(text)?;
-            (min..=max)
-                .contains(&number)
-                .then(|| u32::try_from(number).ok())?
+            (min..=max).contains(&number).then(|| u32::try_from(number).ok())?
         })
     }
 
@@ -324,9 +319,7 @@ impl Flags {
             && flag.starts_with('-')
             && flag.len() < 40
             && flag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-        let known = USAGE
-            .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
-            .any(|word| word == flag);
+        let known = USAGE.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == flag);
         Err(match (is_flag, known) {
             (true, true) if left.contains('=') => format!("{flag} takes no value, or was repeated"),
             (true, true) => format!("{flag} was given more than once"),
@@ -338,27 +331,188 @@ impl Flags {
 
 /// A number of plain digits: no sign, no blanks.
 fn digits(text: &str) -> Option<u64> {
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())?
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 fn parse_shard(text: &str) -> Option<Shard> {
     let (k, n) = text.split_once('/')?;
     let k = u32::try_from(digits(k)?).ok()?;
     let count = u32::try_from(digits(n)?).ok()?;
-    (1..=count).contains(&k).then(|| Shard {
-        index: k - 1,
-        count,
-    })
+    (1..=count).contains(&k).then(|| Shard { index: k - 1, count })
 }
 
 fn parse_max_delete(text: &str) -> Option<MaxDelete> {
     match text.strip_suffix('%') {
-        Some(percent) => usize::try_from(digits(percent)?)
-            .ok()
-            .filter(|&percent| percent <= 100)
-            .map(MaxDelete::Percent),
+        Some(percent) => {
+            usize::try_from(digits(percent)?).ok().filter(|&percent| percent <= 100).map(MaxDelete::Percent)
+        }
         None => usize::try_from(digits(text)?).ok().map(MaxDelete::Count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<Args, String> {
+        parse(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn defaults() {
+        let args = parse_line("").expect("no flags are fine");
+        let expected = Args {
+            action: Action::Refresh,
+            max_age_days: None,
+            shard: Shard { index: 0, count: 1 },
+            cleanup_days: None,
+            max_delete: MaxDelete::Default,
+            dry_run: false,
+            delay: Duration::from_secs(1),
+            timeout: Duration::from_secs(10),
+            retries: 2,
+            eid: "69844bcf8eaa2449c7a37fae".to_owned(),
+            log_file: None,
+            metrics_file: None,
+            json: false,
+            verbosity: Verbosity::Normal,
+        };
+        assert_eq!(args, expected);
+    }
+
+    #[test]
+    fn every_flag_takes_effect_with_either_separator() {
+        let line = "--max-age-days 7 --shard 2/3 --cleanup-days 30 --max-delete 5 --dry-run \
+                    --delay-ms 0 --timeout-secs 3 --retries 0 --eid abc --log-file a/b.log \
+                    --metrics-file m.prom --json -v";
+        let expected = Args {
+            action: Action::Refresh,
+            max_age_days: Some(7),
+            shard: Shard { index: 1, count: 3 },
+            cleanup_days: Some(30),
+            max_delete: MaxDelete::Count(5),
+            dry_run: true,
+            delay: Duration::ZERO,
+            timeout: Duration::from_secs(3),
+            retries: 0,
+            eid: "abc".to_owned(),
+            log_file: Some(PathBuf::from("a/b.log")),
+            metrics_file: Some(PathBuf::from("m.prom")),
+            json: true,
+            verbosity: Verbosity::Verbose,
+        };
+        assert_eq!(parse_line(line), Ok(expected.clone()));
+        let mut with_equals = String::new();
+        for word in line.split_whitespace() {
+            with_equals += if word.starts_with('-') { " " } else { "=" };
+            with_equals += word;
+        }
+        assert_eq!(parse_line(&with_equals), Ok(expected));
+    }
+
+    #[test]
+    fn actions() {
+        let schedule = |minutes: u64, run_immediately| Action::Schedule {
+            interval: Duration::from_secs(minutes * 60),
+            run_immediately,
+        };
+        let table = [
+            ("--scheduler", schedule(360, false)),
+            ("--scheduler --interval 2", schedule(120, false)),
+            ("--scheduler --interval=2 --interval-minutes=10", schedule(10, false)),
+            ("--scheduler --interval-minutes 90 --run-immediately", schedule(90, true)),
+            ("--self-test --cleanup-days 7", Action::SelfTest),
+            ("--restore-hours 24 --dry-run --json", Action::Restore { hours: 24 }),
+            ("--import-json x.json -q", Action::Import { file: "x.json".into() }),
+            ("-h", Action::Help),
+            ("--version", Action::Version),
+        ];
+        for (line, action) in table {
+            assert_eq!(parse_line(line).map(|args| args.action), Ok(action), "{line}");
+        }
+    }
+
+    #[test]
+    fn bad_lines_name_the_flag_and_never_the_value() {
+        let table = [
+            ("--dry-rum", "--dry-rum"),
+            ("-x", "-x"),
+            ("-vq", "-vq"),
+            ("--dry-run --dry-run", "--dry-run"),
+            ("-v --verbose", "--verbose"),
+            ("--max-age-days 1 --max-age-days 2", "--max-age-days"),
+            ("--dry-run=yes", "--dry-run"),
+            ("--max-age-days", "--max-age-days"),
+            ("--max-age-days --dry-run", "--max-age-days"),
+            ("--max-age-days=", "--max-age-days"),
+            ("--max-age-days 0", "--max-age-days"),
+            ("--max-age-days -7", "--max-age-days"),
+            ("--max-age-days=-7", "--max-age-days"),
+            ("--max-age-days +7", "--max-age-days"),
+            ("--max-age-days 7.5", "--max-age-days"),
+            ("--max-age-days 0x7", "--max-age-days"),
+            ("--max-age-days 99999999999999999999999", "--max-age-days"),
+            ("--max-age-days 36501", "--max-age-days"),
+            ("--cleanup-days 0", "--cleanup-days"),
+            ("--cleanup-days 18446744073709551616", "--cleanup-days"),
+            ("--shard 0/2", "--shard"),
+            ("--shard 3/2", "--shard"),
+            ("--shard 1/0", "--shard"),
+            ("--shard 1", "--shard"),
+            ("--shard 1/2/3", "--shard"),
+            ("--max-delete 101%", "--max-delete"),
+            ("--max-delete ten", "--max-delete"),
+            ("--max-delete -1", "--max-delete"),
+            ("--max-delete %", "--max-delete"),
+            ("--restore-hours 0", "--restore-hours"),
+            ("--scheduler --interval 0", "--interval"),
+            ("--scheduler --interval-minutes 0", "--interval-minutes"),
+            ("--interval 6", "--interval"),
+            ("--interval-minutes 6", "--interval-minutes"),
+            ("--run-immediately", "--run-immediately"),
+            ("--delay-ms 1s", "--delay-ms"),
+            ("--delay-ms 4294967296", "--delay-ms"),
+            ("--timeout-secs 0", "--timeout-secs"),
+            ("--retries 101", "--retries"),
+            ("--eid=", "--eid"),
+            ("--log-file", "--log-file"),
+            ("--metrics-file -v", "--metrics-file"),
+            ("--self-test --scheduler", "--self-test"),
+            ("--restore-hours 1 --import-json x", "--import-json"),
+            ("-q -v", "-q"),
+            ("--json --scheduler", "--json"),
+            ("--self-test --shard 1/2", "--shard"),
+            ("--self-test --metrics-file m", "--metrics-file"),
+            ("--restore-hours 1 --cleanup-days 3", "--cleanup-days"),
+            ("--restore-hours 1 --max-age-days 3", "--max-age-days"),
+            ("--import-json x --max-delete 3", "--max-delete"),
+            ("--mongodb-uri=mongodb://u:secret@h", "--mongodb-uri"),
+            ("mongodb://u:secret@h", "no flag"),
+            ("-- --dry-run", "--"),
+        ];
+        for (line, named) in table {
+            let error = parse_line(line).expect_err(line);
+            assert!(error.contains(named), "{line}: {error}");
+            assert!(!error.contains('\n') && !error.contains("secret"), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_delete_limit() {
+        let table = [
+            (MaxDelete::Default, 0, 10),
+            (MaxDelete::Default, 50, 10),
+            (MaxDelete::Default, 99, 19),
+            (MaxDelete::Default, 1000, 200),
+            (MaxDelete::Count(0), 1000, 0),
+            (MaxDelete::Count(7), 3, 7),
+            (MaxDelete::Percent(0), 1000, 0),
+            (MaxDelete::Percent(5), 19, 0),
+            (MaxDelete::Percent(50), 5, 2),
+            (MaxDelete::Percent(100), usize::MAX, usize::MAX),
+        ];
+        for (max_delete, total, limit) in table {
+            assert_eq!(max_delete.limit(total), limit, "{max_delete:?} of {total}");
+        }
     }
 }

@@ -86,30 +86,16 @@ mod tests {
     use super::*;
 
     fn clock(zone: &str) -> Clock {
-        Clock {
-            zone: TimeZone::get(zone).expect("a zone of the bundled database"),
-        }
+        Clock { zone: TimeZone::get(zone).expect("a zone of the bundled database") }
     }
 
     #[test]
     fn the_wall_clock_is_taken_as_if_it_were_utc() {
         let table = [
-            (
-                "2026-02-12T10:50:13Z",
-                "Asia/Shanghai",
-                "2026-02-12 18:50:13",
-            ),
+            ("2026-02-12T10:50:13Z", "Asia/Shanghai", "2026-02-12 18:50:13"),
             ("2026-02-12T10:50:13Z", "UTC", "2026-02-12 10:50:13"),
-            (
-                "2026-01-15T12:00:00Z",
-                "America/New_York",
-                "2026-01-15 07:00:00",
-            ),
-            (
-                "2026-07-15T12:00:00Z",
-                "America/New_York",
-                "2026-07-15 08:00:00",
-            ),
+            ("2026-01-15T12:00:00Z", "America/New_York", "2026-01-15 07:00:00"),
+            ("2026-07-15T12:00:00Z", "America/New_York", "2026-07-15 08:00:00"),
         ];
         for (at, zone, expected) in table {
             let at: Timestamp = at.parse().expect("a timestamp");
@@ -122,10 +108,7 @@ mod tests {
         let now = WallTime(100 * MILLIS_PER_DAY);
         assert_eq!(now.days_since(now.minus_days(41)), 41);
         assert_eq!(now.days_since(WallTime(now.0 - 2 * MILLIS_PER_DAY + 1)), 1);
-        assert_eq!(
-            now.days_since(WallTime(i64::MIN)),
-            i64::MAX / MILLIS_PER_DAY
-        );
+        assert_eq!(now.days_since(WallTime(i64::MIN)), i64::MAX / MILLIS_PER_DAY);
         assert_eq!(WallTime(i64::MIN).minus_days(7), WallTime(i64::MIN));
         assert_eq!(WallTime(i64::MAX).to_string(), "时间超出范围");
     }
@@ -133,10 +116,7 @@ mod tests {
     #[test]
     fn rfc3339_carries_the_offset() {
         let at: Timestamp = "2026-02-12T10:50:13Z".parse().expect("a timestamp");
-        assert_eq!(
-            clock("Asia/Shanghai").rfc3339(at),
-            "2026-02-12T18:50:13+08:00"
-        );
+        assert_eq!(clock("Asia/Shanghai").rfc3339(at), "2026-02-12T18:50:13+08:00");
     }
 
     #[test]

@@ -48,10 +48,7 @@ pub fn run(context: &Context, file: &Path) -> Summary {
         return Summary::without_database();
     };
     info!("📥 导入 {shown}...");
-    let mut summary = Summary {
-        total: entries.len(),
-        ..Summary::default()
-    };
+    let mut summary = Summary { total: entries.len(), ..Summary::default() };
     if let Err(error) = import_all(context, &store, entries, &mut summary) {
         error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
         summary.database_lost = true;
@@ -72,13 +69,8 @@ pub fn run(context: &Context, file: &Path) -> Summary {
 fn read(file: &Path) -> Result<BTreeMap<String, Value>, String> {
     let text = fs::read(file).map_err(|error| format!("无法读取文件 ({})", error.kind()))?;
     // serde_json's own text could repeat a piece of the file.
-    serde_json::from_slice(&text).map_err(|error| {
-        format!(
-            "不是有效的 JSON 对象，第 {} 行第 {} 列",
-            error.line(),
-            error.column()
-        )
-    })
+    serde_json::from_slice(&text)
+        .map_err(|error| format!("不是有效的 JSON 对象，第 {} 行第 {} 列", error.line(), error.column()))
 }
 
 fn import_all(
@@ -93,10 +85,7 @@ fn import_all(
             return Ok(());
         }
         let Some(card_id) = card_id(&key) else {
-            warn!(
-                "  ⏭️ 跳过: 无法识别的键 '{}'",
-                shorten(&clean(&key), KEY_CHARS)
-            );
+            warn!("  ⏭️ 跳过: 无法识别的键 '{}'", shorten(&clean(&key), KEY_CHARS));
             summary.skipped += 1;
             continue;
         };
@@ -106,10 +95,7 @@ fn import_all(
             continue;
         };
         let names = store.card_names([card_id].into_iter())?;
-        let Some(name) = names
-            .get(&card_id)
-            .map(|name| clean(&token.access_token.redact(name)))
-        else {
+        let Some(name) = names.get(&card_id).map(|name| clean(&token.access_token.redact(name))) else {
             warn!("  ⏭️ 跳过: 名片 {card_id} 不存在");
             summary.skipped += 1;
             continue;

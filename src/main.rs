@@ -52,33 +52,22 @@ fn try_main() -> Result<u8, String> {
         Action::Version => {
             let commit = env!("BUILD_COMMIT");
             let version = env!("CARGO_PKG_VERSION");
-            return Ok(print(&format!(
-                "refresh_baoming_tokens {version} ({commit})\n"
-            )));
+            return Ok(print(&format!("refresh_baoming_tokens {version} ({commit})\n")));
         }
         _ => {}
     }
     if let Some(path) = &args.metrics_file {
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         if !folder.unwrap_or(Path::new(".")).is_dir() {
-            return Err(
-                "--metrics-file names a folder that does not exist; make it first".to_owned(),
-            );
+            return Err("--metrics-file names a folder that does not exist; make it first".to_owned());
         }
     }
-    let context = Context {
-        settings: Settings::from_env()?,
-        clock: Clock::from_env()?,
-        args,
-    };
+    let context = Context { settings: Settings::from_env()?, clock: Clock::from_env()?, args };
     stop::register().map_err(|error| format!("cannot handle signals: {error}"))?;
 
     let started_at = Timestamp::now();
     if let Err(error) = output::start_log(&context.args, context.clock.clone()) {
-        complain(&format!(
-            "cannot open the file of --log-file: {}",
-            error.kind()
-        ));
+        complain(&format!("cannot open the file of --log-file: {}", error.kind()));
         let summary = Summary::broken();
         report(&context, &summary, started_at, Instant::now());
         return Ok(summary.exit_code());
@@ -95,10 +84,7 @@ fn try_main() -> Result<u8, String> {
         summary.exit_code()
     };
     match context.args.action {
-        Action::Schedule {
-            interval,
-            run_immediately,
-        } => {
+        Action::Schedule { interval, run_immediately } => {
             scheduler::run(interval, run_immediately, || {
                 act(&Action::Refresh);
             });

@@ -23,10 +23,7 @@ const LOG_TARGET: &str = env!("CARGO_CRATE_NAME");
 pub fn clean(text: &str) -> String {
     let is_harmful = |c: char| {
         c.is_control()
-            || matches!(
-                c,
-                '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
-            )
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
             || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
     };
     let mut out = String::with_capacity(text.len());
@@ -63,10 +60,7 @@ pub fn start_log(args: &Args, clock: Clock) -> io::Result<()> {
         Verbosity::Normal => LevelFilter::Info,
         Verbosity::Verbose => LevelFilter::Debug,
     };
-    let sink = Sink {
-        to_stderr: args.json,
-        file,
-    };
+    let sink = Sink { to_stderr: args.json, file };
     env_logger::Builder::new()
         .filter_level(LevelFilter::Off)
         .filter_module(LOG_TARGET, level)
@@ -93,11 +87,7 @@ struct Sink {
 
 impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = if self.to_stderr {
-            io::stderr().write_all(line)
-        } else {
-            io::stdout().write_all(line)
-        };
+        let _ = if self.to_stderr { io::stderr().write_all(line) } else { io::stdout().write_all(line) };
         if let Some(file) = &mut self.file {
             let _ = file.write(line);
         }
@@ -119,16 +109,9 @@ struct LogFile {
 impl LogFile {
     fn open(path: PathBuf) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
         Ok(Self { path, file })
     }
 
@@ -229,11 +212,7 @@ impl Report<'_> {
                 "Duration of the last run in seconds.",
                 self.duration_seconds.to_string(),
             ),
-            (
-                "baoming_refresh_exit_code",
-                "Exit code of the last run.",
-                counts.exit_code().to_string(),
-            ),
+            ("baoming_refresh_exit_code", "Exit code of the last run.", counts.exit_code().to_string()),
         ] {
             text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
         }
@@ -259,10 +238,7 @@ mod tests {
             ("a\n2026 [INFO] b", "a\\n2026 [INFO] b"),
             ("\u{1b}[2J\r", "\\u{1b}[2J\\r"),
             ("\u{9b}31m\u{7f}\0", "\\u{9b}31m\\u{7f}\\u{0}"),
-            (
-                "\u{202e}x\u{2066}y\u{2028}",
-                "\\u{202e}x\\u{2066}y\\u{2028}",
-            ),
+            ("\u{202e}x\u{2066}y\u{2028}", "\\u{202e}x\\u{2066}y\\u{2028}"),
         ];
         for (text, expected) in table {
             assert_eq!(clean(text), expected);

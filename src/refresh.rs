@@ -151,10 +151,7 @@ impl Run<'_> {
             for (position, entry) in chunk.iter().enumerate() {
                 let number = chunk_number * CHUNK + position + 1;
                 let Some(token) = tokens.remove(&entry.id) else {
-                    info!(
-                        "[{number}/{}] ⏭️ 跳过: Token 已被其他程序删除",
-                        self.summary.total
-                    );
+                    info!("[{number}/{}] ⏭️ 跳过: Token 已被其他程序删除", self.summary.total);
                     self.summary.skipped += 1;
                     continue;
                 };
@@ -177,9 +174,7 @@ impl Run<'_> {
     /// Checks one token and writes what follows, all but a deletion.
     fn refresh_token(&mut self, number: usize, token: &Token) -> Result<(), DbError> {
         let name = card_name(token);
-        let card_id = token
-            .card_id
-            .map_or_else(|| "-".to_owned(), |id| id.to_hex());
+        let card_id = token.card_id.map_or_else(|| "-".to_owned(), |id| id.to_hex());
         info!("[{number}/{}] 名片: {name}", self.summary.total);
         info!("  用户: {}", user_name(token));
         info!("  最后使用: {}", last_used(token));
@@ -277,10 +272,7 @@ impl Run<'_> {
                     self.summary.skipped += 1;
                 }
                 Err(error) => {
-                    warn!(
-                        "  ⚠️ 删除失败，Token 保留: 名片 '{name}'，{error}{}",
-                        bin_hint(&error)
-                    );
+                    warn!("  ⚠️ 删除失败，Token 保留: 名片 '{name}'，{error}{}", bin_hint(&error));
                     self.summary.failed += 1;
                     if let DbError::Lost(_) = error {
                         self.lose_database(&error);
@@ -298,11 +290,9 @@ impl Run<'_> {
         info!("  ✅ 成功: {} 个", summary.success);
         info!("  ❌ 失败: {} 个", summary.failed);
         info!("  🗑️ 删除: {} 个", summary.deleted);
-        for (label, count) in [
-            ("⏭️ 跳过", summary.skipped),
-            ("🛑 保留", summary.withheld),
-            ("⏸️ 未处理", summary.unprocessed),
-        ] {
+        for (label, count) in
+            [("⏭️ 跳过", summary.skipped), ("🛑 保留", summary.withheld), ("⏸️ 未处理", summary.unprocessed)]
+        {
             if count > 0 {
                 info!("  {label}: {count} 个");
             }
@@ -315,9 +305,7 @@ impl Run<'_> {
             Some("signal") => warn!("⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续"),
             Some("database") => error!("⏹️ 刷新提前结束: 数据库不可用，其余 Token 下次继续"),
             Some("api_unreachable") => {
-                error!(
-                    "⏹️ 刷新提前结束: API 无法访问，未删除任何 Token；请检查网络、代理和 API 状态"
-                );
+                error!("⏹️ 刷新提前结束: API 无法访问，未删除任何 Token；请检查网络、代理和 API 状态");
             }
             _ => info!("🎉 刷新完成"),
         }
@@ -364,10 +352,7 @@ impl Run<'_> {
                 continue;
             }
             let reason = format!("unused for {} days", unused_days(&entry, now));
-            match self
-                .store
-                .recycle(entry.id, Guard::LastUsed(last_used), &reason)
-            {
+            match self.store.recycle(entry.id, Guard::LastUsed(last_used), &reason) {
                 Ok(true) => self.summary.cleaned += 1,
                 Ok(false) => info!("  ⏭️ 跳过: Token 已被其他程序更改"),
                 Err(error @ DbError::Lost(_)) => return Err(error),
@@ -453,9 +438,7 @@ pub fn user_name(token: &Token) -> String {
 
 /// When a token was last used, for people.
 pub fn last_used(token: &Token) -> String {
-    token
-        .last_used
-        .map_or_else(|| "从未".to_owned(), |at| at.to_string())
+    token.last_used.map_or_else(|| "从未".to_owned(), |at| at.to_string())
 }
 
 /// A text from a token's document, which may repeat the token itself.

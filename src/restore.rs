@@ -21,11 +21,7 @@ pub fn run(context: &Context, hours: u32) -> Summary {
     }
     summary.signal = stop::requested();
     summary.close();
-    let verb = if context.args.dry_run {
-        "将恢复"
-    } else {
-        "已恢复"
-    };
+    let verb = if context.args.dry_run { "将恢复" } else { "已恢复" };
     info!("📊 恢复统计:");
     info!("  📝 总计: {} 个", summary.total);
     info!("  ✅ {verb}: {} 个", summary.success);
@@ -33,12 +29,7 @@ pub fn run(context: &Context, hours: u32) -> Summary {
     summary
 }
 
-fn restore_all(
-    context: &Context,
-    store: &Store,
-    hours: u32,
-    summary: &mut Summary,
-) -> Result<(), DbError> {
+fn restore_all(context: &Context, store: &Store, hours: u32, summary: &mut Summary) -> Result<(), DbError> {
     let entries = store.bin_entries(hours)?;
     summary.total = entries.len();
     for id in entries {

@@ -109,10 +109,7 @@ mod tests {
 
     #[test]
     fn a_text_that_repeats_the_token_is_redacted() {
-        assert_eq!(
-            token("secret-7").redact("a secret-7 b secret-7"),
-            "a secr… b secr…"
-        );
+        assert_eq!(token("secret-7").redact("a secret-7 b secret-7"), "a secr… b secr…");
         assert_eq!(token("ab").redact("abba"), "abba");
     }
 

@@ -68,12 +68,7 @@ fn show_newest(store: &Store) -> Result<Option<Token>, DbError> {
 }
 
 /// Refreshes one token; an invalid one is reported and kept.
-fn refresh(
-    context: &Context,
-    store: &Store,
-    token: &Token,
-    summary: &mut Summary,
-) -> Result<bool, DbError> {
+fn refresh(context: &Context, store: &Store, token: &Token, summary: &mut Summary) -> Result<bool, DbError> {
     info!("测试 Token: 名片 '{}'", card_name(token));
     info!("旧的最后使用时间: {}", last_used(token));
     let checked = match &token.access_token {

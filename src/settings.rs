@@ -45,28 +45,18 @@ impl Settings {
         })?;
         let write_concern = parsed.write_concern.and_then(|concern| concern.w);
         if write_concern == Some(Acknowledgment::Nodes(0)) {
-            return Err(
-                "w=0 in the MongoDB connection string hides failed writes; remove it".to_owned(),
-            );
+            return Err("w=0 in the MongoDB connection string hides failed writes; remove it".to_owned());
         }
         let database = match var("MONGODB_DB_NAME")? {
             Some(name) => name,
-            None => parsed
-                .default_database
-                .unwrap_or_else(|| DEFAULT_DATABASE.to_owned()),
+            None => parsed.default_database.unwrap_or_else(|| DEFAULT_DATABASE.to_owned()),
         };
         let is_bad = |c: char| c.is_control() || "/\\. \"$*<>:|?".contains(c);
         if database.is_empty() || database.len() > 63 || database.contains(is_bad) {
             return Err("MONGODB_DB_NAME is no valid database name".to_owned());
         }
         let (api_base, uri) = api_base()?;
-        Ok(Self {
-            mongo_uri,
-            database,
-            api_base,
-            proxy: proxy(&uri)?,
-            roots: roots()?,
-        })
+        Ok(Self { mongo_uri, database, api_base, proxy: proxy(&uri)?, roots: roots()? })
     }
 }
 
@@ -83,11 +73,7 @@ fn var(name: &str) -> Result<Option<String>, String> {
 
 fn mongo_uri() -> Result<MongoUri, String> {
     let credentials = var("CREDENTIALS_DIRECTORY")?;
-    let text = match (
-        var("MONGODB_URI")?,
-        var("MONGODB_URI_FILE")?,
-        credentials.clone(),
-    ) {
+    let text = match (var("MONGODB_URI")?, var("MONGODB_URI_FILE")?, credentials.clone()) {
         (Some(_), Some(_), _) => {
             return Err("MONGODB_URI and MONGODB_URI_FILE are both set; keep one".to_owned());
         }
@@ -101,9 +87,7 @@ fn mongo_uri() -> Result<MongoUri, String> {
             read_secret("$CREDENTIALS_DIRECTORY/mongodb_uri", &file, true)?
         }
         (None, None, None) => {
-            return Err(
-                "no database is configured; set MONGODB_URI or MONGODB_URI_FILE".to_owned(),
-            );
+            return Err("no database is configured; set MONGODB_URI or MONGODB_URI_FILE".to_owned());
         }
     };
     Ok(MongoUri::new(text.trim().to_owned()))
@@ -111,10 +95,7 @@ fn mongo_uri() -> Result<MongoUri, String> {
 
 /// Whether a file lies in a folder, links resolved.
 fn is_below(file: &str, dir: &str) -> bool {
-    match (
-        Path::new(file).canonicalize(),
-        Path::new(dir).canonicalize(),
-    ) {
+    match (Path::new(file).canonicalize(), Path::new(dir).canonicalize()) {
         (Ok(file), Ok(dir)) => file.starts_with(dir),
         _ => false,
     }
@@ -126,9 +107,7 @@ fn read_secret(name: &str, path: &Path, is_credential: bool) -> Result<String, S
     let mut file = File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode();
     if mode & 0o077 != 0 && !is_credential {
-        return Err(format!(
-            "{name} is open to group or others; run chmod 600 on the file"
-        ));
+        return Err(format!("{name} is open to group or others; run chmod 600 on the file"));
     }
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(unreadable)?;
@@ -148,10 +127,7 @@ fn api_base() -> Result<(String, Uri), String> {
         return Err(malformed());
     }
     let is_loopback = host.eq_ignore_ascii_case("localhost")
-        || host
-            .trim_matches(['[', ']'])
-            .parse::<IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback());
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     match uri.scheme_str() {
         Some("https") => {}
         Some("http") if is_loopback => {}
@@ -181,15 +157,11 @@ fn proxy(uri: &Uri) -> Result<Option<Proxy>, String> {
         Ok(proxy) if matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) => {
             Ok(Some(proxy))
         }
-        _ => Err(format!(
-            "{name} is no proxy address like http://host:port (SOCKS is not supported)"
-        )),
+        _ => Err(format!("{name} is no proxy address like http://host:port (SOCKS is not supported)")),
     }
 }
 
-fn first_var<const N: usize>(
-    names: [&'static str; N],
-) -> Result<Option<(&'static str, String)>, String> {
+fn first_var<const N: usize>(names: [&'static str; N]) -> Result<Option<(&'static str, String)>, String> {
     for name in names {
         if let Some(value) = var(name)? {
             return Ok(Some((name, value)));
@@ -205,9 +177,7 @@ fn is_exempt(host: &str, list: &str) -> bool {
     list.split([',', ' ']).any(|entry| {
         let entry = entry.trim().to_ascii_lowercase();
         let domain = entry.trim_start_matches("*.").trim_start_matches('.');
-        entry == "*"
-            || host == domain
-            || !domain.is_empty() && host.ends_with(&format!(".{domain}"))
+        entry == "*" || host == domain || !domain.is_empty() && host.ends_with(&format!(".{domain}"))
     })
 }
 
@@ -216,12 +186,10 @@ fn roots() -> Result<RootCerts, String> {
     let Some(path) = var("SSL_CERT_FILE")? else {
         return Ok(RootCerts::WebPki);
     };
-    let pem = std::fs::read(path)
-        .map_err(|error| format!("SSL_CERT_FILE cannot be read: {}", error.kind()))?;
-    let mut roots: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
-        .iter()
-        .map(|der| Certificate::from_der(der))
-        .collect();
+    let pem =
+        std::fs::read(path).map_err(|error| format!("SSL_CERT_FILE cannot be read: {}", error.kind()))?;
+    let mut roots: Vec<Certificate<'static>> =
+        webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|der| Certificate::from_der(der)).collect();
     let built_in = roots.len();
     for item in ureq::tls::parse_pem(&pem) {
         match item {

@@ -32,9 +32,7 @@ pub fn register() -> io::Result<()> {
 
 /// The number of the signal that asks the program to stop.
 pub fn requested() -> Option<u8> {
-    u8::try_from(RECEIVED.load(Ordering::SeqCst))
-        .ok()
-        .filter(|&signal| signal != 0)
+    u8::try_from(RECEIVED.load(Ordering::SeqCst)).ok().filter(|&signal| signal != 0)
 }
 
 /// Sleeps until `end`, or until a signal comes.

@@ -37,18 +37,12 @@ pub struct Summary {
 impl Summary {
     /// A run that never had a database.
     pub fn without_database() -> Self {
-        Self {
-            database_lost: true,
-            ..Self::default()
-        }
+        Self { database_lost: true, ..Self::default() }
     }
 
     /// A run that could not be done for another reason.
     pub fn broken() -> Self {
-        Self {
-            broken: true,
-            ..Self::default()
-        }
+        Self { broken: true, ..Self::default() }
     }
 
     /// Whether the run ended before its last token, so that nothing may be deleted.
@@ -91,6 +85,49 @@ impl Summary {
             Some("api_unreachable")
         } else {
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_gravest_reason_decides() {
+        let failed = Summary { total: 1, failed: 1, ..Summary::default() };
+        let unreachable = Summary { api_unreachable: true, ..failed.clone() };
+        let held_back = Summary { limit_reached: true, ..unreachable.clone() };
+        let lost = Summary { database_lost: true, ..held_back.clone() };
+        let stopped = Summary { signal: Some(15), ..lost.clone() };
+        let uncleaned = Summary { cleanup_failed: 1, ..Summary::default() };
+        let table = [
+            (Summary::default(), 0, None),
+            (failed, 3, None),
+            (uncleaned, 3, None),
+            (unreachable, 5, Some("api_unreachable")),
+            (held_back, 25, Some("delete_limit")),
+            (lost, 1, Some("database")),
+            (Summary::broken(), 1, None),
+            (stopped, 143, Some("signal")),
+        ];
+        for (summary, code, stopped) in table {
+            assert_eq!(summary.exit_code(), code, "{summary:?}");
+            assert_eq!(summary.stopped(), stopped, "{summary:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_total_is_the_sum_of_the_counts(counts in prop::array::uniform5(0..1000_usize), rest in 0..1000_usize) {
+            let [success, failed, deleted, skipped, withheld] = counts;
+            let total = counts.iter().sum::<usize>() + rest;
+            let mut summary = Summary { total, success, failed, deleted, skipped, withheld, ..Summary::default() };
+            summary.close();
+            prop_assert_eq!(summary.unprocessed, rest);
+            prop_assert_eq!(summary.exit_code(), if failed > 0 { 3 } else { 0 });
         }
     }
 }
