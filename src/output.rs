@@ -170,6 +170,8 @@ impl Report<'_> {
     /// # Errors
     /// When the folder is missing, not writable or full.
     pub fn write_metrics(&self, path: &Path) -> io::Result<()> {
+        use std::fmt::Write as _;
+
         const LAST_SUCCESS: &str = "baoming_refresh_last_success_timestamp_seconds";
         let counts = self.summary;
         let now = Timestamp::now().as_second();
@@ -194,7 +196,7 @@ impl Report<'_> {
             ("unprocessed", counts.unprocessed),
             ("cleaned", counts.cleaned),
         ] {
-            text += &format!("baoming_refresh_tokens{{result=\"{result}\"}} {count}\n");
+            let _ = writeln!(text, "baoming_refresh_tokens{{result=\"{result}\"}} {count}");
         }
         for (name, help, value) in [
             (
@@ -214,7 +216,7 @@ impl Report<'_> {
             ),
             ("baoming_refresh_exit_code", "Exit code of the last run.", counts.exit_code().to_string()),
         ] {
-            text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
         }
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(".{}.tmp", std::process::id()));

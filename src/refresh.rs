@@ -174,7 +174,7 @@ impl Run<'_> {
     /// Checks one token and writes what follows, all but a deletion.
     fn refresh_token(&mut self, number: usize, token: &Token) -> Result<(), DbError> {
         let name = card_name(token);
-        let card_id = token.card_id.map_or_else(|| "-".to_owned(), |id| id.to_hex());
+        let card_id = token.card_id.map_or_else(|| "-".to_owned(), ObjectId::to_hex);
         info!("[{number}/{}] 名片: {name}", self.summary.total);
         info!("  用户: {}", user_name(token));
         info!("  最后使用: {}", last_used(token));

@@ -284,18 +284,18 @@ impl Store {
             &doc! { "_id": { "$in": ids } },
             &doc! { "access_token": 1, "uname": 1, "last_used": 1, "card": 1 },
         )?;
-        let tokens = self.with_card_names(found)?;
+        let tokens = self.with_card_names(&found)?;
         Ok(tokens.into_iter().map(|token| (token.id, token)).collect())
     }
 
     /// How many tokens there are, and the three most recently updated.
     pub fn newest(&self) -> Result<(u64, Vec<Token>)> {
         let count = retry(|_| self.tokens.count_documents(doc! {}).run())?;
-        let found = retry(|_| {
+        let found: Vec<_> = retry(|_| {
             let newest = self.tokens.find(doc! {}).sort(doc! { "updated_at": -1 });
             newest.limit(3).run()?.collect()
         })?;
-        Ok((count, self.with_card_names(found)?))
+        Ok((count, self.with_card_names(&found)?))
     }
 
     /// Sets `last_used` and `updated_at`, unless the token is no longer `checked`.
@@ -438,7 +438,7 @@ impl Store {
         Ok(names)
     }
 
-    fn with_card_names(&self, found: Vec<RawDocumentBuf>) -> Result<Vec<Token>> {
+    fn with_card_names(&self, found: &[RawDocumentBuf]) -> Result<Vec<Token>> {
         let mut tokens: Vec<Token> = found.iter().filter_map(|raw| token_from(raw)).collect();
         let names = self.card_names(tokens.iter().filter_map(|token| token.card_id))?;
         for token in &mut tokens {
