@@ -1,0 +1,337 @@
+//! Real MongoDB servers on free loopback ports.
+
+use super::seed::TestDb;
+use super::tls::{self, Certificate};
+use super::{Total, await_true, command, count, free_port, scratch_dir};
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::ClientOptions;
+use mongodb::sync::{Client, Database};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+use std::{fs, thread};
+
+/// Password of the administrator of a server with authentication. Full of what an URI must
+/// escape, and unlike anything that a log says by itself.
+pub const PASSWORD: &str = "P%ssw0rd:/@x";
+const ADMIN: &str = "admin";
+
+/// A `mongod` process. Killed, and its data removed, when it is dropped.
+pub struct Mongod {
+    port: u16,
+    dir: PathBuf,
+    options: Options,
+    child: Mutex<Option<Child>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Options {
+    auth: bool,
+    tls: bool,
+    replica_set: bool,
+}
+
+impl Mongod {
+    /// A plain standalone server.
+    pub fn start() -> Self {
+        Self::launch(Options::default())
+    }
+
+    /// A server that asks for a password; [`Mongod::uri`] is the administrator's.
+    pub fn start_with_auth() -> Self {
+        let server = Self::launch(Options { auth: true, ..Options::default() });
+        // Only possible while there is no user at all, and only from localhost.
+        let open = connect(&format!("mongodb://{}/?directConnection=true", server.host()));
+        let create = doc! { "createUser": ADMIN, "pwd": PASSWORD, "roles": ["root"] };
+        open.database("admin").run_command(create).run().expect("administrator");
+        server
+    }
+
+    /// A server that takes TLS connections only, with a [`Certificate::Good`] one.
+    pub fn start_with_tls() -> Self {
+        Self::launch(Options { tls: true, ..Options::default() })
+    }
+
+    /// One plain server for all tests of this test binary; each takes its [`Mongod::fresh_db`].
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Mongod> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn launch(options: Options) -> Self {
+        // Another process may take the port first: then this mongod ends, and the next port is tried.
+        for _ in 0..5 {
+            let server = Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() };
+            if server.run() {
+                return server;
+            }
+        }
+        panic!("mongod does not start");
+    }
+
+    /// Starts the process and waits until it takes connections; false when it ended instead.
+    fn run(&self) -> bool {
+        let log = self.log();
+        let data = self.dir.join("data");
+        fs::create_dir_all(&data).expect("data folder");
+        let mut mongod = command(program());
+        mongod
+            .arg("--dbpath")
+            .arg(&data)
+            .args(["--bind_ip", "127.0.0.1", "--port", &self.port.to_string()])
+            .args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"])
+            .args(["--setParameter", "diagnosticDataCollectionEnabled=false"]);
+        if self.options.auth {
+            mongod.arg("--auth");
+        }
+        if self.options.tls {
+            mongod
+                .args(["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"])
+                .arg("--tlsCertificateKeyFile")
+                .arg(self.dir.join("server.pem"))
+                .arg("--tlsCAFile")
+                .arg(tls::ca_file());
+            if !self.dir.join("server.pem").exists() {
+                fs::rename(tls::pem_file(Certificate::Good), self.dir.join("server.pem"))
+                    .expect("certificate");
+            }
+        }
+        if self.options.replica_set {
+            mongod.args(["--replSet", "rs0"]);
+        }
+        let mut child = mongod
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(&log).expect("log of mongod"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mongod");
+        let mut up = false;
+        await_true("a mongod that takes connections", || {
+            // Its own log rather than the port, which might be another server's.
+            up = fs::read_to_string(&log).is_ok_and(|log| log.contains("Waiting for connections"));
+            up || child.try_wait().expect("state of mongod").is_some()
+        });
+        if up {
+            *self.child() = Some(child);
+        }
+        up
+    }
+
+    /// `host:port`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Connection string, with the administrator's password where there is one.
+    pub fn uri(&self) -> String {
+        if self.options.auth {
+            return self.uri_for(ADMIN, PASSWORD);
+        }
+        let tls = if self.options.tls {
+            format!("?tls=true&tlsCAFile={}", tls::ca_file().display())
+        } else {
+            String::new()
+        };
+        format!("mongodb://{}/{tls}", self.host())
+    }
+
+    /// Connection string of another user.
+    pub fn uri_for(&self, user: &str, password: &str) -> String {
+        let password: String = form_urlencoded::byte_serialize(password.as_bytes()).collect();
+        format!("mongodb://{user}:{password}@{}/?authSource=admin", self.host())
+    }
+
+    /// A client of this very node, connected as [`Mongod::uri`] says.
+    pub fn client(&self) -> Client {
+        connect(&if self.options.replica_set { self.uri() + "?directConnection=true" } else { self.uri() })
+    }
+
+    /// Runs a command on the `admin` database.
+    pub fn admin(&self, command: Document) -> Document {
+        let admin: Database = self.client().database("admin");
+        admin.run_command(command).run().expect("command on admin")
+    }
+
+    /// Creates a user (password [`PASSWORD`]) who has exactly these privileges, each
+    /// `(collection, actions)` in `db`; gives the connection string.
+    pub fn add_user(&self, name: &str, db: &str, privileges: &[(&str, &[&str])]) -> String {
+        let privileges: Vec<Bson> = privileges
+            .iter()
+            .map(|&(collection, actions)| {
+                let resource = doc! { "db": db, "collection": collection };
+                doc! { "resource": resource, "actions": actions }.into()
+            })
+            .collect();
+        self.admin(doc! { "createRole": name, "privileges": privileges, "roles": [] });
+        self.admin(doc! { "createUser": name, "pwd": PASSWORD, "roles": [name] });
+        self.uri_for(name, PASSWORD)
+    }
+
+    /// A database of its own for one test.
+    pub fn fresh_db(&self) -> TestDb {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let db = TestDb::new(&self.client(), &self.uri(), &name);
+        if self.options.auth {
+            db.add_secret(PASSWORD);
+        }
+        db
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().expect("no panic of another user")
+    }
+
+    /// Process id of the running server.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(self.child().as_ref().expect("a running mongod"))
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child().take() {
+            count(Total::Kills, 1);
+            end(&mut child);
+        }
+    }
+
+    /// Starts again, after [`Mongod::kill`] or instead of it, on the same port and data.
+    pub fn restart(&self) {
+        self.kill();
+        assert!(self.run(), "mongod does not start again: {}", self.tail());
+    }
+
+    /// Stops the process without ending it (SIGSTOP): connections stay, nothing is answered.
+    pub fn freeze(&self) {
+        count(Total::Faults, 1);
+        kill_process(self.pid(), Signal::STOP).expect("SIGSTOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
+    }
+
+    /// The server's own log file, one JSON object a line.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        log.lines().rev().take(3).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Mongod {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child().take() {
+            end(&mut child);
+        }
+        // What is left, if anything, goes with the scratch folder.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn end(child: &mut Child) {
+    child.kill().expect("SIGKILL");
+    child.wait().expect("end of mongod");
+}
+
+/// The mongod that `scripts/mongod.sh` finds or fetches.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/mongod.sh");
+        let found = Command::new(script).stderr(Stdio::inherit()).output().expect("scripts/mongod.sh");
+        assert!(found.status.success(), "no mongod");
+        let path = String::from_utf8(found.stdout).expect("a path in UTF-8");
+        path.trim_end().into()
+    })
+}
+
+/// A client that gives up after seconds, not half a minute.
+pub fn connect(uri: &str) -> Client {
+    let mut options = ClientOptions::parse(uri).run().expect("a valid URI");
+    options.server_selection_timeout = Some(Duration::from_secs(5));
+    Client::with_options(options).expect("client")
+}
+
+/// Three nodes on loopback that elect a new primary within a second or two.
+pub struct ReplicaSet {
+    /// The members, in no particular role.
+    pub nodes: Vec<Mongod>,
+}
+
+impl ReplicaSet {
+    /// Starts the nodes and waits until one is primary and the others follow it.
+    pub fn start() -> Self {
+        let options = Options { replica_set: true, ..Options::default() };
+        let nodes: Vec<Mongod> = thread::scope(|scope| {
+            let starting: Vec<_> = (0..3).map(|_| scope.spawn(|| Mongod::launch(options))).collect();
+            starting.into_iter().map(|node| node.join().expect("node")).collect()
+        });
+        let members: Vec<Bson> =
+            (0..).zip(&nodes).map(|(id, node)| doc! { "_id": id, "host": node.host() }.into()).collect();
+        let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
+        let config = doc! { "_id": "rs0", "members": members, "settings": settings };
+        nodes[0].admin(doc! { "replSetInitiate": config });
+        let set = Self { nodes };
+        set.await_healthy();
+        set
+    }
+
+    /// Connection string with all members.
+    pub fn uri(&self) -> String {
+        let hosts: Vec<String> = self.nodes.iter().map(Mongod::host).collect();
+        format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
+    }
+
+    /// A client of the whole set.
+    pub fn client(&self) -> Client {
+        connect(&self.uri())
+    }
+
+    /// A database of its own for one test.
+    pub fn fresh_db(&self, name: &str) -> TestDb {
+        TestDb::new(&self.client(), &self.uri(), name)
+    }
+
+    /// The member that is primary now.
+    pub fn primary(&self) -> &Mongod {
+        let mut found = None;
+        await_true("a primary", || {
+            found = self.nodes.iter().find(|node| state(node) == Some(1));
+            found.is_some()
+        });
+        found.expect("a primary")
+    }
+
+    /// Makes the primary hand over; returns once another one is in charge.
+    pub fn step_down(&self) {
+        count(Total::Faults, 1);
+        let old = self.primary();
+        old.admin(doc! { "replSetStepDown": 30, "secondaryCatchUpPeriodSecs": 10 });
+        await_true("another primary", || {
+            self.nodes.iter().any(|node| node.port != old.port && state(node) == Some(1))
+        });
+    }
+
+    /// Waits until one member is primary and all others, if alive, are secondaries.
+    pub fn await_healthy(&self) {
+        await_true("a healthy replica set", || {
+            let states: Vec<_> = self.nodes.iter().filter_map(state).collect();
+            states.contains(&1) && states.iter().all(|state| [1, 2].contains(state))
+        });
+    }
+}
+
+/// Member state: 1 primary, 2 secondary; `None` when the node is down.
+fn state(node: &Mongod) -> Option<i32> {
+    node.child().as_ref()?;
+    let status = node.client().database("admin").run_command(doc! { "replSetGetStatus": 1 }).run();
+    status.ok()?.get_i32("myState").ok()
+}

@@ -1,0 +1,80 @@
+//! An HTTP proxy that tunnels (CONNECT, which ureq uses for plain HTTP too) and keeps count.
+
+use super::Watched;
+use super::stub::read_line;
+use std::io::{self, BufReader, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+/// The running proxy, for `HTTPS_PROXY` and the like.
+pub struct Proxy {
+    address: SocketAddr,
+    targets: Arc<Watched<Vec<String>>>,
+}
+
+impl Proxy {
+    /// Connects to whatever it is asked for.
+    pub fn start() -> Self {
+        Self::launch(None)
+    }
+
+    /// Connects to this address whatever it is asked for, so that any host name can be tested.
+    pub fn start_to(upstream: SocketAddr) -> Self {
+        Self::launch(Some(upstream))
+    }
+
+    fn launch(upstream: Option<SocketAddr>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("address");
+        let targets = Arc::new(Watched::default());
+        let seen = Arc::clone(&targets);
+        // The threads end with the test process; an idle proxy harms nobody until then.
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let seen = Arc::clone(&seen);
+                thread::spawn(move || tunnel(client, upstream, &seen));
+            }
+        });
+        Self { address, targets }
+    }
+
+    /// `http://127.0.0.1:port`
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The `host:port` of each tunnel asked for, or the whole request line of anything else.
+    pub fn targets(&self) -> Vec<String> {
+        self.targets.lock().clone()
+    }
+}
+
+fn tunnel(client: TcpStream, upstream: Option<SocketAddr>, seen: &Watched<Vec<String>>) -> io::Result<()> {
+    let mut reader = BufReader::new(client);
+    let line = read_line(&mut reader)?.unwrap_or_default();
+    while read_line(&mut reader)?.is_some_and(|header| !header.is_empty()) {}
+    let target = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+    seen.change(|seen| seen.push(target.unwrap_or(&line).to_owned()));
+    let mut client = reader.into_inner();
+    let server = match (target, upstream) {
+        (None, _) => {
+            return client.write_all(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n");
+        }
+        (_, Some(upstream)) => TcpStream::connect(upstream),
+        (Some(target), None) => TcpStream::connect(target),
+    };
+    let Ok(server) = server else {
+        return client.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
+    };
+    client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+    let (from, to) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || pipe(from, to));
+    pipe(server, client);
+    Ok(())
+}
+
+fn pipe(mut from: TcpStream, mut to: TcpStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
+}

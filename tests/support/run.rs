@@ -1,0 +1,320 @@
+//! Runs of the real binary in a clean environment. Every finished run is searched for secrets.
+
+use super::seed::TestDb;
+use super::{PATIENCE, Stub, Total, Watched, command, count};
+use rustix::process::{Pid, kill_process, kill_process_group};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+pub use rustix::process::Signal;
+
+/// The program under test: as cargo built it for tests and benchmarks; beside the example.
+pub fn binary() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_refresh_baoming_tokens").map_or_else(
+        || {
+            let exe = env::current_exe().expect("own path");
+            exe.ancestors().nth(2).expect("target/debug/examples/…").join("refresh_baoming_tokens")
+        },
+        PathBuf::from,
+    )
+}
+
+/// A run to be: the program, its arguments and its whole environment.
+pub struct Run {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: BTreeMap<String, OsString>,
+    secrets: Vec<String>,
+    limit: Duration,
+}
+
+impl Run {
+    /// On this database and API, in Shanghai, without a pause between tokens.
+    pub fn new(db: &TestDb, api: &Stub) -> Self {
+        let mut run = Self::bare().arg("--delay-ms").arg("0");
+        run = run.env("MONGODB_URI", &db.uri).env("MONGODB_DB_NAME", &db.name);
+        run.secrets.extend(db.secrets());
+        run.env("BAOMING_API_BASE", api.base()).env("TZ", "Asia/Shanghai")
+    }
+
+    /// No arguments, no environment at all.
+    pub fn bare() -> Self {
+        Self {
+            program: binary(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            secrets: Vec::new(),
+            limit: PATIENCE,
+        }
+    }
+
+    /// Another program with the same environment: a script, or another build.
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Drops the arguments so far, that is `--delay-ms 0`.
+    pub fn no_args(mut self) -> Self {
+        self.args.clear();
+        self
+    }
+
+    /// Sets a variable.
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.env.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Removes a variable.
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.env.remove(name);
+        self
+    }
+
+    /// One more text that must not show in the output.
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secrets.push(secret.to_owned());
+        self
+    }
+
+    /// The time after which the run has failed the test; [`PATIENCE`] until told otherwise.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The bare command, for what this type does not offer (other files as standard output, say).
+    /// Its output is then not searched for secrets.
+    pub fn command(&self) -> Command {
+        let mut marked = command(&self.program);
+        let mark: Vec<_> =
+            marked.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
+        marked.env_clear().envs(mark).envs(&self.env).args(&self.args).stdin(Stdio::null());
+        marked
+    }
+
+    /// Runs it to its end.
+    pub fn go(self) -> Outcome {
+        self.start().wait()
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Live {
+        count(Total::Runs, 1);
+        let mut command = self.command();
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        let output = Arc::new(Watched::default());
+        read_along(child.stdout.take().expect("stdout"), &output, 0);
+        read_along(child.stderr.take().expect("stderr"), &output, 1);
+        Live { child, output, started: Instant::now(), run: self }
+    }
+
+    /// The secrets that show in an output, or in a file that the program was told to write.
+    pub fn leaked(&self, outcome: &Outcome) -> Vec<String> {
+        let files =
+            self.args.windows(2).filter(|pair| pair[0] == "--log-file" || pair[0] == "--metrics-file");
+        let files = files.map(|pair| fs::read(&pair[1]).unwrap_or_default());
+        let mut shown = outcome.log();
+        shown.extend(files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+        let mut secrets = self.all_secrets();
+        secrets.retain(|secret| shown.contains(secret));
+        secrets
+    }
+
+    /// The database's secrets, and the connection string with its password; as they are and
+    /// percent-encoded.
+    fn all_secrets(&self) -> Vec<String> {
+        let mut secrets = self.secrets.clone();
+        if let Some(uri) = self.env.get("MONGODB_URI").and_then(|uri| uri.to_str()) {
+            secrets.push(uri.to_owned());
+            let credentials = uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
+            if let Some((_, password)) = credentials.and_then(|(user, _)| user.split_once(':')) {
+                secrets.push(password.to_owned());
+            }
+        }
+        let encode = |secret: &String| form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        let encoded: Vec<String> = secrets.iter().map(encode).collect();
+        secrets.extend(encoded);
+        secrets.sort();
+        secrets.dedup();
+        // What is no longer than a masked token hides nothing.
+        secrets.retain(|secret| secret.chars().count() > 4);
+        secrets
+    }
+}
+
+/// Both streams so far: standard output, standard error.
+#[derive(Default)]
+struct Output {
+    bytes: [Vec<u8>; 2],
+    ended: [bool; 2],
+}
+
+fn read_along(mut stream: impl Read + Send + 'static, output: &Arc<Watched<Output>>, which: usize) {
+    let output = Arc::clone(output);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            output.change(|output| output.bytes[which].extend(&buffer[..n]));
+        }
+        output.change(|output| output.ended[which] = true);
+    });
+}
+
+/// A run that is going on. Killed when dropped.
+pub struct Live {
+    child: Child,
+    output: Arc<Watched<Output>>,
+    started: Instant,
+    run: Run,
+}
+
+impl Live {
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("a live process");
+    }
+
+    /// SIGKILL, to its children too, and waits for the end.
+    pub fn kill(self) -> Outcome {
+        count(Total::Kills, 1);
+        self.kill_all();
+        self.wait()
+    }
+
+    fn kill_all(&self) {
+        // Fails when all of them have ended by themselves.
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+    }
+
+    /// Waits until a line with this text is in either stream; gives the first such line.
+    pub fn await_line(&self, text: &str) -> String {
+        self.await_lines(text, 1).remove(0)
+    }
+
+    /// Waits until `n` lines with this text are there; gives them.
+    pub fn await_lines(&self, text: &str, n: usize) -> Vec<String> {
+        let found = self.output.wait(self.run.limit, |output| {
+            let lines = output.bytes.iter().flat_map(|bytes| bytes.split_inclusive(|&byte| byte == b'\n'));
+            let whole = lines
+                .filter_map(|line| Some(String::from_utf8_lossy(line.strip_suffix(b"\n")?).into_owned()));
+            let found: Vec<String> = whole.filter(|line| line.contains(text)).take(n).collect();
+            let over = output.ended == [true, true];
+            (found.len() == n || over).then_some(found)
+        });
+        let found = found.unwrap_or_default();
+        assert!(found.len() == n, "no {n} lines with {text:?} in {:?}", self.output.lock().texts());
+        found
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("state of the run").is_none()
+    }
+
+    /// Waits for its end; kills it, and fails the test, when the time is over.
+    pub fn wait(mut self) -> Outcome {
+        let left = self.run.limit.saturating_sub(self.started.elapsed());
+        let ended = self.output.wait(left, |output| (output.ended == [true, true]).then_some(()));
+        if ended.is_none() {
+            self.kill_all();
+            panic!("not over within {:?}: {:?}", self.run.limit, self.output.lock().texts());
+        }
+        let status = self.child.wait().expect("exit status");
+        let elapsed = self.started.elapsed();
+        let [stdout, stderr] = self.output.lock().texts();
+        let outcome = Outcome { code: status.code(), signal: status.signal(), stdout, stderr, elapsed };
+        let leaked = self.run.leaked(&outcome);
+        count(Total::Leaked, leaked.len());
+        assert!(leaked.is_empty(), "secrets in the output: {leaked:?}\n{outcome:?}");
+        outcome
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Otherwise `wait` has been here, and the process id may be somebody else's by now.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.kill_all();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Output {
+    fn texts(&self) -> [String; 2] {
+        [0, 1].map(|which| String::from_utf8_lossy(&self.bytes[which]).into_owned())
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// All of standard output.
+    pub stdout: String,
+    /// All of standard error.
+    pub stderr: String,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// Panics, and shows the output, when the exit code is another one.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "exit code\n{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The log, on whichever stream it is.
+    pub fn log(&self) -> String {
+        self.stdout.clone() + &self.stderr
+    }
+
+    /// A count of the statistics block (`成功`, `失败`, …); 0 when it has no such line.
+    #[track_caller]
+    pub fn stat(&self, name: &str) -> u64 {
+        let log = self.log();
+        let block = log.split_once("刷新统计:").map(|(_, block)| block);
+        let block = block.unwrap_or_else(|| panic!("no statistics in\n{log}"));
+        let count = block.split_once(&format!("{name}: ")).map(|(_, rest)| rest.split(' ').next());
+        count.map_or(0, |count| count.and_then(|n| n.parse().ok()).expect("a number"))
+    }
+
+    /// Standard output as the one JSON object that it must be.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        let parsed = serde_json::from_str(&self.stdout);
+        parsed.unwrap_or_else(|error| panic!("not one JSON object ({error}): {:?}", self.stdout))
+    }
+}

@@ -1,0 +1,235 @@
+//! Cards and tokens in the shapes that the desktop application stores, and what became of them.
+
+use super::{Total, count};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use mongodb::sync::{Client, Collection, Database};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+use std::{iter, thread};
+
+/// The hours that `TZ=Asia/Shanghai`, the default of [`super::Run`], is ahead of UTC.
+const SHANGHAI_HOURS: u64 = 8;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Now as the application stores it: Shanghai's wall clock as if it were UTC.
+pub fn wall_clock() -> DateTime {
+    wall_clock_days_ago(0.0)
+}
+
+/// The same, some days earlier.
+pub fn wall_clock_days_ago(days: f64) -> DateTime {
+    let now = SystemTime::now() + Duration::from_secs(SHANGHAI_HOURS * 60 * 60);
+    DateTime::from_system_time(now - DAY.mul_f64(days))
+}
+
+/// An access token that no other test uses. Its first five characters occur in no other text, so
+/// that a leak is found by them; what `label` says may be what the stub goes by.
+pub fn unique_token(label: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(100);
+    format!("x{:03}Z-{label}-4lphaB3taG4mma", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A document of `baoming_tokens` to be, whole and well-formed until told otherwise.
+#[derive(Clone, Debug)]
+pub struct Seed(pub Document);
+
+impl Seed {
+    /// All fields of the application, in its order; no card yet, last used a day ago.
+    pub fn new(access_token: &str) -> Self {
+        Self(doc! {
+            "_id": ObjectId::new(),
+            "card": ObjectId::new(),
+            "access_token": access_token,
+            "uname": "张三",
+            "pic": "https://example.invalid/pic.png",
+            "unionid": "o6_bmasdasdsad6_2sgVt7hMZOPf",
+            "created_at": wall_clock_days_ago(40.0),
+            "updated_at": wall_clock_days_ago(1.0),
+            "last_used": wall_clock_days_ago(1.0),
+        })
+    }
+
+    /// A token of this card.
+    pub fn card(self, card: ObjectId) -> Self {
+        self.set("card", card)
+    }
+
+    /// A token of this card, in the shape of old documents.
+    pub fn card_dbref(self, card: ObjectId) -> Self {
+        self.set("card", doc! { "$ref": "cards", "$id": card })
+    }
+
+    /// Last used, and updated, this many days ago.
+    pub fn last_used_days_ago(self, days: f64) -> Self {
+        let then = wall_clock_days_ago(days);
+        self.set("updated_at", then).set("last_used", then)
+    }
+
+    /// Any field, any value: null, another type, one that does not belong there.
+    pub fn set(mut self, field: &str, value: impl Into<Bson>) -> Self {
+        self.0.insert(field, value);
+        self
+    }
+
+    /// Leaves a field out.
+    pub fn without(mut self, field: &str) -> Self {
+        self.0.remove(field);
+        self
+    }
+}
+
+/// A database of one test. Dropped with it.
+pub struct TestDb {
+    /// Its name.
+    pub name: String,
+    /// Connection string of the server, without a database.
+    pub uri: String,
+    /// Direct access to it.
+    pub db: Database,
+    secrets: Mutex<BTreeSet<String>>,
+    seeded: Mutex<Vec<Document>>,
+}
+
+impl TestDb {
+    pub(super) fn new(client: &Client, uri: &str, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            uri: uri.to_owned(),
+            db: client.database(name),
+            secrets: Mutex::default(),
+            seeded: Mutex::default(),
+        }
+    }
+
+    /// `baoming_tokens`.
+    pub fn tokens(&self) -> Collection<Document> {
+        self.db.collection("baoming_tokens")
+    }
+
+    /// `cards`.
+    pub fn cards(&self) -> Collection<Document> {
+        self.db.collection("cards")
+    }
+
+    /// `baoming_tokens_deleted`, the recycle bin.
+    pub fn bin(&self) -> Collection<Document> {
+        self.db.collection("baoming_tokens_deleted")
+    }
+
+    /// Adds a card.
+    pub fn add_card(&self, name: &str) -> ObjectId {
+        let id = ObjectId::new();
+        let card = doc! { "_id": id, "name": name, "configs": [{ "keyword": "姓名", "value": name }] };
+        self.cards().insert_one(card).run().expect("card");
+        id
+    }
+
+    /// Adds a token document as it is; gives its `_id`.
+    pub fn add(&self, seed: Seed) -> ObjectId {
+        self.add_all([seed])[0]
+    }
+
+    /// Adds many at once.
+    pub fn add_all(&self, seeds: impl IntoIterator<Item = Seed>) -> Vec<ObjectId> {
+        let documents: Vec<Document> = seeds.into_iter().map(|seed| seed.0).collect();
+        self.tokens().insert_many(&documents).run().expect("tokens");
+        for token in documents.iter().filter_map(|token| token.get_str("access_token").ok()) {
+            // Four characters may show, a fifth may not.
+            self.add_secret(&token.chars().take(5).collect::<String>());
+        }
+        let ids = documents.iter().map(|token| token.get_object_id("_id").expect("an _id")).collect();
+        self.seeded.lock().expect("seeded").extend(documents);
+        ids
+    }
+
+    /// Adds a well-formed token with a card of its own, called as the token's label.
+    pub fn add_token(&self, label: &str) -> ObjectId {
+        let card = self.add_card(label);
+        self.add(Seed::new(&unique_token(label)).card(card))
+    }
+
+    /// The same `n` times, each used a second after the one before: that is their order in a run.
+    pub fn add_tokens(&self, label: &str, n: u32) -> Vec<ObjectId> {
+        let (first, card) = (wall_clock_days_ago(1.0), self.add_card(label));
+        self.add_all((0..n).map(|i| {
+            let used = DateTime::from_millis(first.timestamp_millis() + i64::from(i) * 1000);
+            Seed::new(&unique_token(label)).card(card).set("updated_at", used).set("last_used", used)
+        }))
+    }
+
+    /// A token document as it is now.
+    pub fn token(&self, id: ObjectId) -> Option<Document> {
+        self.tokens().find_one(doc! { "_id": id }).run().expect("token")
+    }
+
+    /// What no output may show, besides the access tokens of all added documents.
+    pub fn add_secret(&self, secret: &str) {
+        self.secrets.lock().expect("secrets").insert(secret.to_owned());
+    }
+
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let secrets = self.secrets.lock().expect("secrets");
+        secrets.iter().cloned().chain(iter::once(self.uri.clone())).collect()
+    }
+
+    /// All documents of the three collections, byte for byte.
+    pub fn snapshot(&self) -> Snapshot {
+        let all = |collection| {
+            let collection = self.db.collection::<RawDocumentBuf>(collection);
+            let found = collection.find(doc! {}).sort(doc! { "_id": 1 }).run();
+            found.expect("documents").map(|document| document.expect("document")).collect()
+        };
+        Snapshot { tokens: all("baoming_tokens"), cards: all("cards"), bin: all("baoming_tokens_deleted") }
+    }
+
+    /// The added token documents that are neither still there, with the same `_id`, access token
+    /// and all other fields but the two dates of a refresh, nor whole in the bin.
+    pub fn lost(&self) -> Vec<Document> {
+        let undated = |document: &Document| {
+            let mut document = document.clone();
+            document.remove("last_used");
+            document.remove("updated_at");
+            document.to_vec().expect("BSON")
+        };
+        let all = |collection: Collection<Document>| {
+            let found = collection.find(doc! {}).run().expect("documents");
+            found.map(|document| document.expect("document"))
+        };
+        let mut there: HashSet<Vec<u8>> = all(self.tokens()).map(|token| undated(&token)).collect();
+        there.extend(all(self.bin()).filter_map(|entry| entry.get_document("token").ok().map(undated)));
+        let mut lost = self.seeded.lock().expect("seeded").clone();
+        lost.retain(|token| !there.contains(&undated(token)));
+        lost
+    }
+
+    /// Panics when a token is [`TestDb::lost`].
+    pub fn assert_none_lost(&self) {
+        let lost = self.lost();
+        count(Total::AtRisk, self.seeded.lock().expect("seeded").len());
+        count(Total::Lost, lost.len());
+        assert!(lost.is_empty(), "{} tokens lost: {lost:#?}", lost.len());
+    }
+}
+
+impl Drop for TestDb {
+    fn drop(&mut self) {
+        // Saves memory and open files of a shared server; a failing test leaves it to be looked at.
+        if !thread::panicking() {
+            let _ = self.db.drop().run();
+        }
+    }
+}
+
+/// The documents of a database at one moment, each collection in the order of `_id`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// `baoming_tokens`
+    pub tokens: Vec<RawDocumentBuf>,
+    /// `cards`
+    pub cards: Vec<RawDocumentBuf>,
+    /// `baoming_tokens_deleted`
+    pub bin: Vec<RawDocumentBuf>,
+}

@@ -1,0 +1,461 @@
+//! A stub of the enroll API: real HTTP (or HTTPS) on a free loopback port, written by hand on the
+//! socket so that it can misbehave in every way. What it answers is a closure's choice.
+
+use super::tls::{self, Certificate};
+use super::{PATIENCE, Total, Watched, count};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::SockRef;
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A request as it came in.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The request line, raw: `GET /xcx/… HTTP/1.1`.
+    pub line: String,
+    /// The path without the query.
+    pub path: String,
+    /// Query parameters, decoded, in their order.
+    pub query: Vec<(String, String)>,
+    /// Headers in their order, names as they were written.
+    pub headers: Vec<(String, String)>,
+    /// Body, as long as `Content-Length` says.
+    pub body: Vec<u8>,
+    /// Which request of this access token this is, from 1.
+    pub nth: usize,
+    /// Which request of all this is, from 1.
+    pub number: usize,
+    /// Which connection it came on, from 1.
+    pub connection: usize,
+    /// When it had come in.
+    pub at: Instant,
+}
+
+impl Request {
+    /// A query parameter.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A header, whatever the case of its name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The access token that is asked about; empty when there is none.
+    pub fn token(&self) -> &str {
+        self.param("access_token").unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Send(Vec<u8>),
+    Wait(Duration),
+    Drip(Vec<u8>, Duration),
+    Endless(Vec<u8>),
+    Stall,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    KeepAlive,
+    Close,
+    Reset,
+}
+
+/// What the stub does on a request: bytes to send, pauses, and what becomes of the connection.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    steps: Vec<Step>,
+    end: End,
+    proper: bool,
+}
+
+impl Reply {
+    /// What the real API says of a good token.
+    pub fn valid() -> Self {
+        Self::json(200, r#"{"sta":0,"msg":"","data":{"info_id":"698add7c7068f814935d6804","title":"报名"}}"#)
+    }
+
+    /// What it says of a good token that never enrolled.
+    pub fn never_enrolled() -> Self {
+        Self::json(200, r#"{"sta":0,"msg":"","data":null}"#)
+    }
+
+    /// What it says of a bad token.
+    pub fn invalid() -> Self {
+        Self::json(200, r#"{"sta":-1,"msg":"invalid access_token","data":null}"#)
+    }
+
+    /// What it says when it cannot say.
+    pub fn busy() -> Self {
+        Self::json(200, r#"{"sta":-1,"msg":"系统繁忙，请稍后再试","data":null}"#)
+    }
+
+    /// Any status with a JSON body.
+    pub fn json(status: u16, body: &str) -> Self {
+        Self::http(status, &[("Content-Type", "application/json; charset=utf-8")], body)
+    }
+
+    /// Any complete reply, with a `Content-Length`.
+    pub fn http(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let mut bytes = format!("HTTP/1.1 {status} Stub\r\nContent-Length: {}\r\n", body.len()).into_bytes();
+        for (name, value) in headers {
+            bytes.extend(format!("{name}: {value}\r\n").into_bytes());
+        }
+        bytes.extend(b"\r\n");
+        bytes.extend(body);
+        Self { proper: status == 200, ..Self::raw(bytes) }
+    }
+
+    /// Redirect (302) to this address.
+    pub fn redirect(location: &str) -> Self {
+        Self::http(302, &[("Location", location)], "")
+    }
+
+    /// These bytes as they are, HTTP or not; the connection is kept.
+    pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
+        Self::fault(vec![Step::Send(bytes.into())], End::KeepAlive)
+    }
+
+    /// Status 200 and this body in `Transfer-Encoding: chunked`, one chunk for each part.
+    pub fn chunked(parts: &[&str]) -> Self {
+        let chunk = |part: &&str| format!("{:x}\r\n{part}\r\n", part.len());
+        let body: String = parts.iter().filter(|part| !part.is_empty()).map(chunk).collect();
+        let head = "HTTP/1.1 200 Stub\r\nTransfer-Encoding: chunked\r\n\r\n";
+        Self { proper: true, ..Self::raw(format!("{head}{body}0\r\n\r\n")) }
+    }
+
+    /// Status 200 and a JSON string without end, as fast as it is read.
+    pub fn endless() -> Self {
+        let head = b"HTTP/1.1 200 Stub\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunk = format!("{:x}\r\n{}\r\n", 8192, " ".repeat(8192));
+        Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())], End::Close)
+    }
+
+    /// Takes the request and never answers, until the client goes away.
+    pub fn stall() -> Self {
+        Self::fault(vec![Step::Stall], End::Close)
+    }
+
+    /// Closes the connection without an answer.
+    pub fn close() -> Self {
+        Self::fault(vec![], End::Close)
+    }
+
+    /// Resets the connection (RST) without an answer.
+    pub fn reset() -> Self {
+        Self::fault(vec![], End::Reset)
+    }
+
+    /// Something that is not HTTP at all.
+    pub fn garbage() -> Self {
+        Self::raw(b"\x00\x16\x03\x01 this is not HTTP\xff\xfe\r\n\r\n".to_vec()).then_close()
+    }
+
+    /// Status 200 with a header of this many bytes.
+    pub fn huge_header(bytes: usize) -> Self {
+        Self { proper: false, ..Self::valid() }.header("X-Huge", &"h".repeat(bytes))
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Some(Step::Send(bytes)) = self.steps.first_mut() {
+            let status_line = bytes.windows(2).position(|end| end == b"\r\n").expect("a status line") + 2;
+            bytes.splice(status_line..status_line, format!("{name}: {value}\r\n").into_bytes());
+        }
+        self
+    }
+
+    /// Waits before it answers: latency.
+    pub fn after(mut self, pause: Duration) -> Self {
+        self.steps.insert(0, Step::Wait(pause));
+        self
+    }
+
+    /// Sends byte by byte, with this pause between them.
+    pub fn dripping(mut self, pause: Duration) -> Self {
+        for step in &mut self.steps {
+            if let Step::Send(bytes) = step {
+                *step = Step::Drip(std::mem::take(bytes), pause);
+            }
+        }
+        Self { proper: false, ..self }
+    }
+
+    /// Leaves the last `n` bytes out, and then closes the connection.
+    pub fn truncated(mut self, n: usize) -> Self {
+        if let Some(Step::Send(bytes)) = self.steps.last_mut() {
+            bytes.truncate(bytes.len().saturating_sub(n));
+        }
+        Self { proper: false, ..self }.then_close()
+    }
+
+    /// Says `Connection: close`, and closes after the answer.
+    pub fn closing(self) -> Self {
+        self.header("Connection", "close").then_close()
+    }
+
+    /// Closes after the answer without having said so.
+    pub fn then_close(self) -> Self {
+        Self { end: End::Close, ..self }
+    }
+
+    /// Resets the connection after the answer.
+    pub fn then_reset(self) -> Self {
+        Self { end: End::Reset, ..self }
+    }
+
+    fn fault(steps: Vec<Step>, end: End) -> Self {
+        Self { steps, end, proper: false }
+    }
+}
+
+/// The running stub. Ends when it is dropped, with all its connections.
+pub struct Stub {
+    address: SocketAddr,
+    scheme: &'static str,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
+    tls: Option<Arc<ServerConfig>>,
+    log: Watched<Log>,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct Log {
+    requests: Vec<Arc<Request>>,
+    per_token: HashMap<String, usize>,
+    connections: usize,
+    open: HashMap<usize, TcpStream>,
+}
+
+impl Stub {
+    /// Plain HTTP; the closure may do anything before it returns its reply, in particular change
+    /// the database, or block.
+    pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::launch(None, Box::new(handler))
+    }
+
+    /// The same reply to every request.
+    pub fn always(reply: Reply) -> Self {
+        Self::start(move |_| reply.clone())
+    }
+
+    /// HTTPS with this certificate.
+    pub fn start_tls(
+        certificate: Certificate,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::launch(Some(tls::server_config(certificate)), Box::new(handler))
+    }
+
+    fn launch(tls: Option<Arc<ServerConfig>>, handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("address");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let shared =
+            Arc::new(Shared { handler, tls, log: Watched::default(), stopping: AtomicBool::new(false) });
+        let acceptor = Arc::clone(&shared);
+        let accepting = thread::spawn(move || acceptor.accept(&listener));
+        Self { address, scheme, shared, accepting: Some(accepting) }
+    }
+
+    /// Value for `BAOMING_API_BASE`.
+    pub fn base(&self) -> String {
+        format!("{}://{}/xcx", self.scheme, self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many requests came in.
+    pub fn requests(&self) -> usize {
+        self.shared.log.lock().requests.len()
+    }
+
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.shared.log.lock().connections
+    }
+
+    /// All requests in their order.
+    pub fn recorded(&self) -> Vec<Arc<Request>> {
+        self.shared.log.lock().requests.clone()
+    }
+
+    /// Waits until `n` requests came in; gives the n-th.
+    pub fn await_request(&self, n: usize) -> Arc<Request> {
+        let found = self.shared.log.wait(PATIENCE, |log| log.requests.get(n - 1).cloned());
+        found.unwrap_or_else(|| panic!("only {} of {n} requests came", self.requests()))
+    }
+
+    /// Waits until no connection is open.
+    pub fn await_all_closed(&self) {
+        let closed = self.shared.log.wait(PATIENCE, |log| log.open.is_empty().then_some(()));
+        closed.expect("all connections closed");
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        for connection in self.shared.log.lock().open.values() {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// One connection, decrypted.
+trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        for connection in listener.incoming() {
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(tcp) = connection else { continue };
+            let Ok(registered) = tcp.try_clone() else {
+                continue;
+            };
+            let _ = tcp.set_nodelay(true);
+            let number = self.log.change(|log| {
+                log.connections += 1;
+                log.open.insert(log.connections, registered);
+                log.connections
+            });
+            let shared = Arc::clone(self);
+            thread::spawn(move || {
+                // A connection that breaks is what the clients under test do.
+                let reset = shared.serve(tcp, number).unwrap_or(false);
+                shared.close(number, reset);
+            });
+        }
+    }
+
+    /// Answers requests until the connection is to end; true when by a reset.
+    fn serve(&self, tcp: TcpStream, connection: usize) -> io::Result<bool> {
+        let wire: Box<dyn Wire> = match &self.tls {
+            None => Box::new(tcp),
+            Some(config) => {
+                let tls = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+                Box::new(StreamOwned::new(tls, tcp))
+            }
+        };
+        let mut wire = BufReader::new(wire);
+        while let Some(mut request) = read_request(&mut wire, connection)? {
+            let request = self.log.change(|log| {
+                let nth = log.per_token.entry(request.token().to_owned()).or_default();
+                *nth += 1;
+                request.nth = *nth;
+                request.number = log.requests.len() + 1;
+                let request = Arc::new(request);
+                log.requests.push(Arc::clone(&request));
+                request
+            });
+            let reply = (self.handler)(&request);
+            count(Total::Faults, usize::from(!reply.proper));
+            for step in reply.steps {
+                step.play(&mut wire)?;
+            }
+            match reply.end {
+                End::KeepAlive => {}
+                End::Close => return Ok(false),
+                End::Reset => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The thread's own handle is gone: this closes the last one.
+    fn close(&self, connection: usize, reset: bool) {
+        self.log.change(|log| {
+            if let Some(last) = log.open.remove(&connection).filter(|_| reset) {
+                let _ = SockRef::from(&last).set_linger(Some(Duration::ZERO));
+            }
+        });
+    }
+}
+
+impl Step {
+    fn play(self, wire: &mut BufReader<Box<dyn Wire>>) -> io::Result<()> {
+        match self {
+            Self::Wait(pause) => thread::sleep(pause),
+            Self::Send(bytes) => return send(wire, &bytes),
+            Self::Drip(bytes, pause) => {
+                for byte in bytes {
+                    send(wire, &[byte])?;
+                    thread::sleep(pause);
+                }
+            }
+            Self::Endless(bytes) => loop {
+                send(wire, &bytes)?;
+            },
+            // Until the client goes away.
+            Self::Stall => drop(io::copy(wire, &mut io::sink())),
+        }
+        Ok(())
+    }
+}
+
+fn send(wire: &mut BufReader<Box<dyn Wire>>, bytes: &[u8]) -> io::Result<()> {
+    wire.get_mut().write_all(bytes)?;
+    wire.get_mut().flush()
+}
+
+/// The next request, or `None` when the client closed the connection.
+fn read_request(wire: &mut impl BufRead, connection: usize) -> io::Result<Option<Request>> {
+    let Some(line) = read_line(wire)? else {
+        return Ok(None);
+    };
+    let mut headers = Vec::new();
+    while let Some(header) = read_line(wire)?.filter(|header| !header.is_empty()) {
+        let (name, value) = header.split_once(':').unwrap_or((&header, ""));
+        headers.push((name.to_owned(), value.trim().to_owned()));
+    }
+    let target = line.split(' ').nth(1).unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut request = Request {
+        path: path.to_owned(),
+        query: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+        line,
+        headers,
+        body: Vec::new(),
+        nth: 0,
+        number: 0,
+        connection,
+        at: Instant::now(),
+    };
+    let length = request.header("Content-Length").and_then(|length| length.parse().ok());
+    wire.take(length.unwrap_or(0)).read_to_end(&mut request.body)?;
+    Ok(Some(request))
+}
+
+pub(super) fn read_line(wire: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    if wire.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()))
+}

@@ -1,0 +1,55 @@
+//! What the tests went through, over all test binaries.
+
+use std::array;
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Total {
+    /// Runs of the real binary.
+    Runs,
+    /// Replies of the stub that were no proper answer, servers frozen, and the like.
+    Faults,
+    /// Programs and servers killed by SIGKILL.
+    Kills,
+    /// Seeded tokens of which a test made sure that they are still there.
+    AtRisk,
+    /// Those of them that were gone.
+    Lost,
+    /// Secrets found in an output.
+    Leaked,
+}
+
+const NAMES: [(Total, &str); 6] = [
+    (Total::Runs, "runs"),
+    (Total::Faults, "faults injected"),
+    (Total::Kills, "kills"),
+    (Total::AtRisk, "tokens at risk"),
+    (Total::Lost, "tokens lost"),
+    (Total::Leaked, "secrets leaked"),
+];
+
+static COUNTS: [AtomicU64; NAMES.len()] = [const { AtomicU64::new(0) }; NAMES.len()];
+
+/// Adds to a total; also to the file that `TEST_TOTALS` names, if any, for a sum over all
+/// test binaries.
+pub fn count(total: Total, n: usize) {
+    if n == 0 {
+        return;
+    }
+    COUNTS[total as usize].fetch_add(n as u64, Ordering::Relaxed);
+    if let Some(path) = env::var_os("TEST_TOTALS") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        // One write, so that lines of several processes do not mix.
+        let line = format!("{n} {}\n", NAMES[total as usize].1);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("TEST_TOTALS can be written");
+    }
+}
+
+/// The totals of this test binary so far, in the order of [`Total`].
+pub fn totals() -> [(Total, u64); NAMES.len()] {
+    array::from_fn(|i| (NAMES[i].0, COUNTS[i].load(Ordering::Relaxed)))
+}
