@@ -144,24 +144,26 @@ impl Report<'_> {
     /// The one line of `--json`.
     pub fn to_json(&self, clock: &Clock) -> String {
         let counts = self.summary;
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "database": self.database,
-            "started_at": clock.rfc3339(self.started_at),
-            "duration_seconds": self.duration_seconds,
-            "total": counts.total,
-            "success": counts.success,
-            "failed": counts.failed,
-            "deleted": counts.deleted,
-            "skipped": counts.skipped,
-            "withheld": counts.withheld,
-            "unprocessed": counts.unprocessed,
-            "cleaned": counts.cleaned,
-            "dry_run": self.dry_run,
-            "stopped": counts.stopped(),
-            "exit_code": counts.exit_code(),
-        })
-        .to_string()
+        let fields = [
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("database", json!(self.database)),
+            ("started_at", json!(clock.rfc3339(self.started_at))),
+            ("duration_seconds", json!(self.duration_seconds)),
+            ("total", json!(counts.total)),
+            ("success", json!(counts.success)),
+            ("failed", json!(counts.failed)),
+            ("deleted", json!(counts.deleted)),
+            ("skipped", json!(counts.skipped)),
+            ("withheld", json!(counts.withheld)),
+            ("unprocessed", json!(counts.unprocessed)),
+            ("cleaned", json!(counts.cleaned)),
+            ("dry_run", json!(self.dry_run)),
+            ("stopped", json!(counts.stopped())),
+            ("exit_code", json!(counts.exit_code())),
+        ];
+        // Not as one `json!` object: that would sort the fields by name.
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!("{{{}}}", fields.join(","))
     }
 
     /// Writes the Prometheus text: a new file beside the old one, then a rename,

@@ -53,7 +53,7 @@ impl Context {
                     DbError::Lost(_) => "请检查 mongod 是否运行、连接字符串中的地址是否正确",
                     _ => "请检查连接字符串中的用户、密码、authSource、TLS 设置以及读权限",
                 };
-                error!("❌ 数据库连接失败: {error}；{hint}");
+                error!("❌ 数据库 {} 连接失败: {error}；{hint}", clean(&settings.mongo_host));
                 None
             }
         }

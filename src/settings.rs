@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use mongodb::options::{Acknowledgment, ConnectionString};
+use mongodb::options::{Acknowledgment, ConnectionString, HostInfo};
 use ureq::http::Uri;
 use ureq::tls::{Certificate, PemItem, RootCerts};
 use ureq::{Proxy, ProxyProtocol};
@@ -21,6 +21,8 @@ const DEFAULT_API_BASE: &str = "https://api-xcx-qunsou.weiyoubot.cn/xcx";
 pub struct Settings {
     /// Where the database is.
     pub mongo_uri: MongoUri,
+    /// The database's address without user and password, for messages.
+    pub mongo_host: String,
     /// The database's name.
     pub database: String,
     /// The API's address without a trailing slash.
@@ -43,6 +45,13 @@ impl Settings {
             "the MongoDB connection string is malformed; expected mongodb://user:password@host:port/database \
              with special characters of user and password percent-encoded"
         })?;
+        let mongo_host = match &parsed.host_info {
+            HostInfo::DnsRecord(name) => name.clone(),
+            HostInfo::HostIdentifiers(hosts) => {
+                hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+            }
+            _ => String::new(),
+        };
         let write_concern = parsed.write_concern.and_then(|concern| concern.w);
         if write_concern == Some(Acknowledgment::Nodes(0)) {
             return Err("w=0 in the MongoDB connection string hides failed writes; remove it".to_owned());
@@ -56,7 +65,7 @@ impl Settings {
             return Err("MONGODB_DB_NAME is no valid database name".to_owned());
         }
         let (api_base, uri) = api_base()?;
-        Ok(Self { mongo_uri, database, api_base, proxy: proxy(&uri)?, roots: roots()? })
+        Ok(Self { mongo_uri, mongo_host, database, api_base, proxy: proxy(&uri)?, roots: roots()? })
     }
 }
 
