@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use log::LevelFilter;
 use pico_args::Arguments;
+
+use crate::shard::Shard;
 
 /// The text of `--help`; the README repeats it and a test keeps the two equal.
 pub const USAGE: &str = "\
@@ -87,15 +90,6 @@ pub enum Action {
     Version,
 }
 
-/// One of the disjoint parts of the tokens; `index` counts from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
-    /// Which part, from 0.
-    pub index: u32,
-    /// How many parts.
-    pub count: u32,
-}
-
 /// The most tokens that one step may delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaxDelete {
@@ -120,17 +114,6 @@ impl MaxDelete {
     }
 }
 
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Warnings and errors.
-    Quiet,
-    /// INFO lines too.
-    Normal,
-    /// DEBUG lines too.
-    Verbose,
-}
-
 /// The command line, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are the flags of the usage text above.
@@ -148,7 +131,7 @@ pub struct Args {
     pub log_file: Option<PathBuf>,
     pub metrics_file: Option<PathBuf>,
     pub json: bool,
-    pub verbosity: Verbosity,
+    pub level: LevelFilter,
 }
 
 /// A hundred years: longer is a typing error.
@@ -248,7 +231,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
     Ok(Args {
         action,
         max_age_days,
-        shard: shard.unwrap_or(Shard { index: 0, count: 1 }),
+        shard: shard.unwrap_or(Shard::WHOLE),
         cleanup_days,
         max_delete: max_delete.unwrap_or(MaxDelete::Default),
         dry_run,
@@ -259,10 +242,10 @@ pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
         log_file,
         metrics_file,
         json,
-        verbosity: match (verbose, quiet) {
-            (true, _) => Verbosity::Verbose,
-            (_, true) => Verbosity::Quiet,
-            _ => Verbosity::Normal,
+        level: match (verbose, quiet) {
+            (true, _) => LevelFilter::Debug,
+            (_, true) => LevelFilter::Warn,
+            _ => LevelFilter::Info,
         },
     })
 }
@@ -364,7 +347,7 @@ mod tests {
         let expected = Args {
             action: Action::Refresh,
             max_age_days: None,
-            shard: Shard { index: 0, count: 1 },
+            shard: Shard::WHOLE,
             cleanup_days: None,
             max_delete: MaxDelete::Default,
             dry_run: false,
@@ -375,7 +358,7 @@ mod tests {
             log_file: None,
             metrics_file: None,
             json: false,
-            verbosity: Verbosity::Normal,
+            level: LevelFilter::Info,
         };
         assert_eq!(args, expected);
     }
@@ -399,7 +382,7 @@ mod tests {
             log_file: Some(PathBuf::from("a/b.log")),
             metrics_file: Some(PathBuf::from("m.prom")),
             json: true,
-            verbosity: Verbosity::Verbose,
+            level: LevelFilter::Debug,
         };
         assert_eq!(parse_line(line), Ok(expected.clone()));
         let mut with_equals = String::new();

@@ -11,11 +11,12 @@ use mongodb::bson::oid::ObjectId;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::context::{Context, DOUBLE_LINE};
+use crate::db_error::DbError;
 use crate::output::{clean, shorten};
-use crate::refresh::{Context, DOUBLE_LINE};
 use crate::secret::AccessToken;
 use crate::stop;
-use crate::store::{DbError, NewToken, Store};
+use crate::store::{NewToken, Store};
 use crate::summary::Summary;
 
 const KEY_CHARS: usize = 40;

@@ -3,7 +3,10 @@
 
 mod api;
 mod args;
+mod cleanup;
 mod clock;
+mod context;
+mod db_error;
 mod import;
 mod output;
 mod refresh;
@@ -12,6 +15,7 @@ mod scheduler;
 mod secret;
 mod self_test;
 mod settings;
+mod shard;
 mod stop;
 mod store;
 mod summary;
@@ -29,8 +33,8 @@ use log::warn;
 
 use crate::args::{Action, USAGE};
 use crate::clock::Clock;
+use crate::context::Context;
 use crate::output::Report;
-use crate::refresh::Context;
 use crate::settings::Settings;
 use crate::summary::Summary;
 

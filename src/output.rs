@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use log::{Level, LevelFilter};
 use serde_json::json;
 
-use crate::args::{Args, Verbosity};
+use crate::args::Args;
 use crate::clock::Clock;
 use crate::summary::Summary;
 
@@ -55,15 +55,10 @@ pub fn start_log(args: &Args, clock: Clock) -> io::Result<()> {
         Some(path) => Some(LogFile::open(path.clone())?),
         None => None,
     };
-    let level = match args.verbosity {
-        Verbosity::Quiet => LevelFilter::Warn,
-        Verbosity::Normal => LevelFilter::Info,
-        Verbosity::Verbose => LevelFilter::Debug,
-    };
     let sink = Sink { to_stderr: args.json, file };
     env_logger::Builder::new()
         .filter_level(LevelFilter::Off)
-        .filter_module(LOG_TARGET, level)
+        .filter_module(LOG_TARGET, args.level)
         .format(move |out, record| {
             let level = match record.level() {
                 Level::Error => "ERROR",

@@ -6,59 +6,22 @@ use log::{debug, error, info, warn};
 use mongodb::bson::oid::ObjectId;
 
 use crate::api::{Answer, Api};
-use crate::args::Args;
-use crate::clock::{Clock, WallTime};
+use crate::cleanup;
+use crate::clock::WallTime;
+use crate::context::{Context, DOUBLE_LINE, bin_hint, card_name, last_used, user_name, warn_held_back};
+use crate::db_error::DbError;
 use crate::output::{clean, shorten};
 use crate::secret::{AccessToken, mask_suspicious};
-use crate::settings::Settings;
 use crate::stop;
-use crate::store::{DbError, Entry, Guard, Store, Token};
+use crate::store::{CHUNK, Guard, Store, Token};
 use crate::summary::Summary;
 use crate::verdict::{Verdict, judge};
 
-/// How many tokens are read at once: fresh enough, and few queries.
-const CHUNK: usize = 200;
 /// So many unreachable tokens in a row mean that the API is down.
 const UNREACHABLE_IN_A_ROW: usize = 5;
 const MESSAGE_CHARS: usize = 100;
 
-/// The lines that structure the log.
-pub const DOUBLE_LINE: &str = "============================================================";
 const SINGLE_LINE: &str = "------------------------------------------------------------";
-
-/// Everything a run works with.
-pub struct Context {
-    /// The command line.
-    pub args: Args,
-    /// The environment.
-    pub settings: Settings,
-    /// The wall clock.
-    pub clock: Clock,
-}
-
-impl Context {
-    /// Connects to the database, or says why not.
-    pub fn connect(&self) -> Option<Store> {
-        info!("🔧 正在连接数据库...");
-        let settings = &self.settings;
-        match Store::connect(&settings.mongo_uri, &settings.database) {
-            Ok(store) => {
-                let name = clean(&settings.database);
-                info!("✅ MongoDB 连接成功！数据库: {name}");
-                info!("✅ 数据库连接成功");
-                Some(store)
-            }
-            Err(error) => {
-                let hint = match error {
-                    DbError::Lost(_) => "请检查 mongod 是否运行、连接字符串中的地址是否正确",
-                    _ => "请检查连接字符串中的用户、密码、authSource、TLS 设置以及读权限",
-                };
-                error!("❌ 数据库 {} 连接失败: {error}；{hint}", clean(&settings.mongo_host));
-                None
-            }
-        }
-    }
-}
 
 /// One run. Whatever happens is in the summary.
 pub fn run(context: &Context) -> Summary {
@@ -78,7 +41,7 @@ pub fn run(context: &Context) -> Summary {
     if let Some(days) = context.args.cleanup_days
         && !run.summary.stopped_early()
     {
-        if let Err(error) = run.clean_up(days) {
+        if let Err(error) = cleanup::run(context, &store, days, &mut run.summary) {
             run.lose_database(&error);
         }
         run.notice_signal();
@@ -312,64 +275,6 @@ impl Run<'_> {
         info!("{DOUBLE_LINE}");
     }
 
-    /// Deletes tokens that nobody used for `days` days, under the same limit.
-    fn clean_up(&mut self, days: u32) -> Result<(), DbError> {
-        let Context { args, clock, .. } = self.context;
-        info!("🧹 清理 {days} 天未使用的 Token...");
-        let now = clock.wall_now();
-        let all = self.store.entries(None, args.shard)?.list;
-        let expired = expired(&all, now, days);
-        if expired.is_empty() {
-            info!("  ✅ 没有需要清理的 Token");
-            return Ok(());
-        }
-        info!("  发现 {} 个过期 Token:", expired.len());
-        let limit = args.max_delete.limit(all.len());
-        let is_held_back = expired.len() > limit;
-        for chunk in expired.chunks(CHUNK) {
-            let tokens = self.store.tokens(chunk)?;
-            for entry in chunk {
-                // Somebody may have deleted it since.
-                let name = tokens.get(&entry.id).map_or_else(String::new, card_name);
-                info!("    - {name}: 最后使用 {} 天前", unused_days(entry, now));
-            }
-        }
-        if is_held_back {
-            warn_held_back(expired.len(), limit);
-            self.summary.limit_reached = true;
-            return Ok(());
-        }
-        for entry in expired {
-            let Some(last_used) = entry.last_used() else {
-                continue;
-            };
-            if stop::requested().is_some() {
-                warn!("  ⏹️ 清理提前结束: 收到停止信号");
-                break;
-            }
-            if args.dry_run {
-                self.summary.cleaned += 1;
-                continue;
-            }
-            let reason = format!("unused for {} days", unused_days(&entry, now));
-            match self.store.recycle(entry.id, Guard::LastUsed(last_used), &reason) {
-                Ok(true) => self.summary.cleaned += 1,
-                Ok(false) => info!("  ⏭️ 跳过: Token 已被其他程序更改"),
-                Err(error @ DbError::Lost(_)) => return Err(error),
-                Err(error) => {
-                    warn!("  ⚠️ 清理失败，Token 保留: {error}{}", bin_hint(&error));
-                    self.summary.cleanup_failed += 1;
-                }
-            }
-        }
-        if args.dry_run {
-            info!("  🔍 试运行: 将清理 {} 个过期 Token", self.summary.cleaned);
-        } else {
-            info!("  ✅ 已清理 {} 个过期 Token", self.summary.cleaned);
-        }
-        Ok(())
-    }
-
     /// Old entries leave the recycle bin at the end of a complete run. Failing
     /// at that is no failure of the run: the entries stay for the next one.
     fn purge_bin(&self) {
@@ -423,54 +328,5 @@ pub fn check(api: &Api, token: &AccessToken) -> Checked {
         }
         Verdict::Invalid { message } => Checked::Invalid(safe(&message)),
         Verdict::Failed { reason } => Checked::Failed(safe(&reason)),
-    }
-}
-
-/// The name of a token's card, safe to show.
-pub fn card_name(token: &Token) -> String {
-    show(token, token.card_name.as_deref().unwrap_or("已删除的名片"))
-}
-
-/// The name of a token's user, safe to show.
-pub fn user_name(token: &Token) -> String {
-    show(token, token.user.as_deref().unwrap_or("未知"))
-}
-
-/// When a token was last used, for people.
-pub fn last_used(token: &Token) -> String {
-    token.last_used.map_or_else(|| "从未".to_owned(), |at| at.to_string())
-}
-
-/// A text from a token's document, which may repeat the token itself.
-fn show(token: &Token, text: &str) -> String {
-    match &token.access_token {
-        Some(secret) => clean(&secret.redact(text)),
-        None => clean(text),
-    }
-}
-
-/// The tokens that nobody used for more than `days` days. A token whose
-/// `last_used` is no date is not one of them.
-pub fn expired(all: &[Entry], now: WallTime, days: u32) -> Vec<Entry> {
-    let limit = now.minus_days(days);
-    let is_expired = |entry: &Entry| entry.last_used().is_some_and(|at| at < limit);
-    all.iter().copied().filter(is_expired).collect()
-}
-
-fn unused_days(entry: &Entry, now: WallTime) -> i64 {
-    entry.last_used().map_or(0, |at| now.days_since(at))
-}
-
-fn warn_held_back(count: usize, limit: usize) {
-    warn!(
-        "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；\
-         确认无误后用 --max-delete {count} 重新运行"
-    );
-}
-
-fn bin_hint(error: &DbError) -> &'static str {
-    match error {
-        DbError::Refused(_) => "；请授予该账户 baoming_tokens_deleted 集合的读写权限",
-        _ => "",
     }
 }

@@ -2,10 +2,11 @@
 
 use log::{error, info, warn};
 
+use crate::context::Context;
+use crate::db_error::DbError;
 use crate::output::clean;
-use crate::refresh::Context;
 use crate::stop;
-use crate::store::{DbError, Restored, Store};
+use crate::store::{Restored, Store};
 use crate::summary::Summary;
 
 /// Restores what was deleted in the last `hours` hours, the latest deletion first.

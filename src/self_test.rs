@@ -3,8 +3,11 @@
 use log::{error, info, warn};
 
 use crate::api::Api;
-use crate::refresh::{Checked, Context, card_name, check, expired, last_used, user_name};
-use crate::store::{DbError, Store, Token};
+use crate::cleanup::expired;
+use crate::context::{Context, card_name, last_used, user_name};
+use crate::db_error::DbError;
+use crate::refresh::{Checked, check};
+use crate::store::{Store, Token};
 use crate::summary::Summary;
 
 const CLEANUP_DAYS: u32 = 30;

@@ -2,108 +2,38 @@
 //!
 //! The two collections of the desktop application are only ever changed by
 //! setting `last_used` and `updated_at` and by deleting whole documents, each
-//! guarded by the value that the decision was made on. All operations are
-//! idempotent, so that they can be tried again after a lost connection.
+//! guarded by the value that the decision was made on.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use log::debug;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use mongodb::bson::{DateTime, Document, doc, rawdoc};
-use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::options::{
     Acknowledgment, ClientOptions, CollectionOptions, ReadPreference, SelectionCriteria, WriteConcern,
 };
 use mongodb::sync::{Client, Collection};
 
-use crate::args::Shard;
 use crate::clock::WallTime;
+use crate::db_error::{DUPLICATE_KEY, DbError, Result, retry};
 use crate::secret::{AccessToken, MongoUri};
+use crate::shard::Shard;
 
 const TOKENS: &str = "baoming_tokens";
 const CARDS: &str = "cards";
 const BIN: &str = "baoming_tokens_deleted";
 
+/// How many tokens are read at once: fresh enough, and few queries.
+pub const CHUNK: usize = 200;
+
 const SELECTION_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an operation is tried again while the database is away.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the recycle bin may wait for a majority of a replica set.
 const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_PAUSE: Duration = Duration::from_secs(4);
 const BIN_DAYS: u64 = 30;
-const DUPLICATE_KEY: i32 = 11000;
 /// A first batch that holds every id of most collections, and no large one.
 const ID_BATCH: u32 = 10_000;
-
-/// Why an operation failed. Made of kinds and codes only: the driver's own
-/// texts may repeat the connection string or whole documents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DbError {
-    /// No connection, also after trying again.
-    Lost(&'static str),
-    /// The account or its rights.
-    Refused(&'static str),
-    /// This one operation, for the server's error code, if any.
-    Other(i32),
-}
-
-impl DbError {
-    /// Whether the next operation would fail too.
-    pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Other(_))
-    }
-}
-
-impl fmt::Display for DbError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lost(kind) => write!(f, "无法连接数据库 ({kind})"),
-            Self::Refused(kind) => write!(f, "数据库拒绝访问 ({kind})"),
-            Self::Other(0) => write!(f, "数据库错误"),
-            Self::Other(code) => write!(f, "数据库错误 {code}"),
-        }
-    }
-}
-
-impl From<Error> for DbError {
-    fn from(error: Error) -> Self {
-        match &*error.kind {
-            ErrorKind::Authentication { .. } => Self::Refused("Authentication"),
-            ErrorKind::InvalidTlsConfig { .. } => Self::Refused("InvalidTlsConfig"),
-            ErrorKind::ServerSelection { .. } => Self::Lost("ServerSelection"),
-            ErrorKind::ConnectionPoolCleared { .. } => Self::Lost("ConnectionPoolCleared"),
-            ErrorKind::DnsResolve { .. } => Self::Lost("DnsResolve"),
-            ErrorKind::Io(_) => Self::Lost("Io"),
-            _ => match code(&error) {
-                13 => Self::Refused("Unauthorized"),
-                18 | 8000 => Self::Refused("Authentication"),
-                // A server that is shutting down, stepping down or not yet up.
-                6 | 7 | 43 | 89 | 91 | 189 | 262 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
-                    Self::Lost("NotPrimary")
-                }
-                other => Self::Other(other),
-            },
-        }
-    }
-}
-
-/// The server's error code; 0 when there is none.
-fn code(error: &Error) -> i32 {
-    match &*error.kind {
-        ErrorKind::Command(error) => error.code,
-        ErrorKind::Write(WriteFailure::WriteError(error)) => error.code,
-        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => error.code,
-        _ => 0,
-    }
-}
-
-/// The result of a database operation.
-pub type Result<T> = std::result::Result<T, DbError>;
 
 /// A token's place in the order of the run: 24 bytes, however many there are.
 #[derive(Debug, Clone, Copy)]
@@ -261,7 +191,7 @@ impl Store {
             while cursor.advance()? {
                 let raw = cursor.current();
                 match raw.get_object_id("_id") {
-                    Ok(id) if is_in_shard(id, shard) => entries
+                    Ok(id) if shard.contains(id.bytes()) => entries
                         .list
                         .push(Entry { id, last_used: date(raw, "last_used").map_or(i64::MIN, |at| at.0) }),
                     Ok(_) => {}
@@ -448,26 +378,6 @@ impl Store {
     }
 }
 
-/// Runs an idempotent operation, again and again with growing pauses while the
-/// database is away. The operation is told which try it is, from 1.
-fn retry<T>(mut operation: impl FnMut(u32) -> mongodb::error::Result<T>) -> Result<T> {
-    let end = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(250);
-    for attempt in 1.. {
-        let error = match operation(attempt) {
-            Ok(value) => return Ok(value),
-            Err(error) => DbError::from(error),
-        };
-        if !matches!(error, DbError::Lost(_)) || Instant::now() + pause >= end {
-            return Err(error);
-        }
-        debug!("  {error}，稍后重试");
-        thread::sleep(pause);
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-    Err(DbError::Lost("ServerSelection"))
-}
-
 fn find(
     collection: &Collection<RawDocumentBuf>,
     filter: &Document,
@@ -517,61 +427,4 @@ fn card_id(raw: &RawDocument) -> Option<ObjectId> {
 
 fn hours_ago(hours: u64) -> DateTime {
     DateTime::from_system_time(SystemTime::now() - Duration::from_secs(hours * 3600))
-}
-
-/// Fibonacci hashing of the `_id`'s last eight bytes, the writer's random value
-/// and its counter: the golden ratio spreads any run of counters evenly, also
-/// one in which every second `_id` went to a card.
-fn is_in_shard(id: ObjectId, shard: Shard) -> bool {
-    const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
-    let [_, _, _, _, writer_and_counter @ ..] = id.bytes();
-    let hash = u64::from_be_bytes(writer_and_counter).wrapping_mul(GOLDEN_RATIO);
-    let index = (u128::from(hash) * u128::from(shard.count)) >> 64;
-    index == u128::from(shard.index)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// ObjectIds as `writers` processes make them that write a card with each token.
-    fn ids(writers: u32, tokens: u32) -> impl Iterator<Item = ObjectId> {
-        (0..tokens).map(move |n| {
-            let writer = u64::from(n % writers + 1).wrapping_mul(0x2545_F491_4F6C_DD1D);
-            let start = (writer >> 40) as u32;
-            let counter = start.wrapping_add(n / writers * 2);
-            let mut bytes = [0; 12];
-            bytes[..4].copy_from_slice(&(1_700_000_000 + n).to_be_bytes());
-            bytes[4..9].copy_from_slice(&writer.to_be_bytes()[..5]);
-            bytes[9..].copy_from_slice(&counter.to_be_bytes()[1..]);
-            ObjectId::from_bytes(bytes)
-        })
-    }
-
-    #[test]
-    fn shards_are_disjoint_complete_and_balanced() {
-        for writers in [1, 3, 10, 40] {
-            for count in [2, 3, 4, 5, 8] {
-                let mut sizes = vec![0_u32; count as usize];
-                for id in ids(writers, 10_000) {
-                    let mut owners = (0..count).filter(|&index| is_in_shard(id, Shard { index, count }));
-                    let owner = owners.next().expect("every id has a shard");
-                    assert_eq!(owners.next(), None, "and only one");
-                    sizes[owner as usize] += 1;
-                }
-                let mean = 10_000.0 / f64::from(count);
-                for size in sizes {
-                    let off = (f64::from(size) - mean).abs() / mean;
-                    assert!(off <= 0.02, "{writers} writers, {count} shards: {size}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_shard_of_an_id_never_changes() {
-        let id = ObjectId::parse_str("698dae7058e10bc3f764fdbf").expect("an id");
-        let owner = (0..8).find(|&index| is_in_shard(id, Shard { index, count: 8 }));
-        assert_eq!(owner, Some(6));
-    }
 }
