@@ -80,7 +80,7 @@ pub fn warn_held_back(count: usize, limit: usize) {
 /// What to do when the recycle bin refuses.
 pub fn bin_hint(error: &DbError) -> &'static str {
     match error {
-        DbError::Refused(_) => "；请授予该账户 baoming_tokens_deleted 集合的读写权限",
+        DbError::Refused(_) => "；请检查该账户对 baoming_tokens 和 baoming_tokens_deleted 的权限",
         _ => "",
     }
 }

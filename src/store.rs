@@ -258,18 +258,22 @@ impl Store {
         let deleted = retry(|attempt| {
             tries = attempt;
             self.tokens.delete_one(filter.clone()).run()
-        })?;
-        if deleted.deleted_count == 1 {
+        });
+        let refusal = match deleted {
+            Ok(result) if result.deleted_count == 1 => return Ok(true),
+            // Whether the token is gone is not known: the entry stays.
+            Err(error @ DbError::Lost(_)) => return Err(error),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        let is_gone = retry(|_| self.tokens.find_one(doc! { "_id": id }).run())?.is_none();
+        if is_gone && (tries > 1 || refusal.is_some()) {
+            // Our deletion, although its answer was lost or an error.
             return Ok(true);
         }
-        // Changed in between: the entry must go. Only when an earlier try got
-        // no answer and the token is gone, that try deleted it.
-        let still_there = retry(|_| self.tokens.find_one(doc! { "_id": id }).run())?.is_some();
-        if tries > 1 && !still_there {
-            return Ok(true);
-        }
+        // Changed or deleted by somebody else, or refused: the entry must go.
         retry(|_| self.bin.delete_one(doc! { "_id": entry_id }).run())?;
-        Ok(false)
+        refusal.map_or(Ok(false), Err)
     }
 
     /// Deletes the entries of the recycle bin that are older than 30 days.
