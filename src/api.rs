@@ -66,8 +66,9 @@ impl Api {
     }
 
     /// Asks the API about a token. Transport faults, 5xx and 429 are tried
-    /// again after 1 s, 2 s, … or after what `Retry-After` says, up to 60 s.
-    pub fn check(&self, token: &AccessToken) -> Answer {
+    /// again after 1 s, 2 s, … or, when `is_patient`, after what `Retry-After`
+    /// says, up to 60 s.
+    pub fn check(&self, token: &AccessToken, is_patient: bool) -> Answer {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -81,7 +82,7 @@ impl Api {
             if tries > u64::from(self.retries) {
                 return Answer::Unreachable(fault);
             }
-            let secs = retry_after.unwrap_or(tries).min(MAX_WAIT_SECS);
+            let secs = retry_after.filter(|_| is_patient).unwrap_or(tries).min(MAX_WAIT_SECS);
             debug!("  📡 [API] {fault}，{secs} 秒后重试");
             stop::sleep_until(Instant::now() + Duration::from_secs(secs));
             if stop::requested().is_some() {

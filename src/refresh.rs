@@ -146,7 +146,9 @@ impl Run<'_> {
             self.fail("没有可用的 access_token");
             return Ok(());
         };
-        let checked = check(&self.api, access_token);
+        // Once waiting as asked did not help, a dead API must not cost a minute per try.
+        let is_patient = self.unreachable_in_a_row == 0;
+        let checked = check(&self.api, access_token, is_patient);
         if !matches!(checked, Checked::Unreachable(_)) {
             self.reached = true;
             self.unreachable_in_a_row = 0;
@@ -311,12 +313,12 @@ pub enum Checked {
 }
 
 /// Asks the API about a token and judges the reply.
-pub fn check(api: &Api, token: &AccessToken) -> Checked {
+pub fn check(api: &Api, token: &AccessToken, is_patient: bool) -> Checked {
     let safe = |text: &str| {
         let masked = mask_suspicious(&token.redact(text));
         shorten(&clean(&masked), MESSAGE_CHARS)
     };
-    let (status, body) = match api.check(token) {
+    let (status, body) = match api.check(token, is_patient) {
         Answer::Reply { status, body } => (status, body),
         Answer::Unreachable(reason) => return Checked::Unreachable(reason),
     };

@@ -75,7 +75,7 @@ fn refresh(context: &Context, store: &Store, token: &Token, summary: &mut Summar
     info!("测试 Token: 名片 '{}'", card_name(token));
     info!("旧的最后使用时间: {}", last_used(token));
     let checked = match &token.access_token {
-        Some(access_token) => check(&Api::new(&context.settings, &context.args), access_token),
+        Some(access_token) => check(&Api::new(&context.settings, &context.args), access_token, true),
         None => Checked::Failed("没有可用的 access_token".to_owned()),
     };
     match (checked, &token.access_token) {
