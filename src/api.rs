@@ -73,7 +73,7 @@ impl Api {
         loop {
             tries += 1;
             let (fault, retry_after) = match self.try_once(token) {
-                Ok((status, _, retry_after)) if status == 429 || status >= 500 => {
+                Ok((status, _, retry_after)) if matches!(status, 429 | 500..=599) => {
                     (format!("HTTP {status}"), retry_after)
                 }
                 Ok((status, body, _)) => return Answer::Reply { status, body },
