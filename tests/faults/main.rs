@@ -1,0 +1,154 @@
+//! No token is lost by mistake and nothing is leaked, whatever happens: proved by faults that are
+//! really injected into the API, the database, the network, the disk and the program itself.
+
+mod matrix;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{DateTime, Document, RawDocumentBuf};
+use serde_json::{Value, json};
+use support::{Outcome, Run, Seed, Snapshot, Stub, TestDb};
+use support::{unique_token, wall_clock, wall_clock_days_ago};
+
+/// What the API says of one token, in the words of the verdict table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Valid,
+    Invalid,
+    Failed,
+    /// A transport fault, 5xx or 429, also after all retries.
+    Unreachable,
+}
+
+/// What becomes of a token's document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Byte for byte as it was.
+    Kept,
+    /// The same but for the two dates.
+    Refreshed,
+    /// Whole in the recycle bin, and only there.
+    Recycled,
+}
+
+/// The counts of the JSON object that are not 0, and all else that is not a matter of time.
+fn report(db: &TestDb, code: i32, stopped: Option<&str>, counts: &[(&str, usize)]) -> Value {
+    let mut report = json!({
+        "database": db.name, "total": 0, "success": 0, "failed": 0, "deleted": 0, "skipped": 0,
+        "withheld": 0, "unprocessed": 0, "cleaned": 0, "dry_run": false, "stopped": stopped, "exit_code": code,
+    });
+    for &(name, count) in counts {
+        report[name] = count.into();
+    }
+    report
+}
+
+/// A run on which nothing may leak: all that can be told is told.
+fn talkative(db: &TestDb, api: &Stub) -> Run {
+    Run::new(db, api).args(["--json", "-v"]).env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1")
+}
+
+/// Asserts the JSON object, the exit code, and that the statistics in the log say the same.
+#[track_caller]
+fn assert_report(outcome: &Outcome, expected: &Value) {
+    let mut told = outcome.json();
+    let fields = told.as_object_mut().expect("a JSON object");
+    for of_the_moment in ["version", "started_at", "duration_seconds"] {
+        assert!(fields.remove(of_the_moment).is_some(), "{of_the_moment}");
+    }
+    assert_eq!(&told, expected, "{}", outcome.stderr);
+    assert_eq!(Value::from(outcome.code), expected["exit_code"]);
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    if outcome.stderr.contains("刷新统计:") {
+        let lines = ["总计", "成功", "失败", "删除", "跳过", "保留", "未处理"];
+        let fields = ["total", "success", "failed", "deleted", "skipped", "withheld", "unprocessed"];
+        for (line, field) in lines.into_iter().zip(fields) {
+            assert_eq!(Value::from(outcome.stat(line)), expected[field], "{line}\n{}", outcome.stderr);
+        }
+        let sum: u64 = lines[1..].iter().map(|line| outcome.stat(line)).sum();
+        assert_eq!(sum, outcome.stat("总计"));
+    }
+}
+
+/// Adds tokens that are due in this order; each is called by its label, which is in the token too.
+fn add_tokens(db: &TestDb, labels: &[&str]) -> Vec<ObjectId> {
+    let first = wall_clock_days_ago(1.0).timestamp_millis();
+    db.add_all(labels.iter().zip(0..).map(|(label, i)| {
+        let used = DateTime::from_millis(first + i * 1000);
+        let seed = Seed::new(&unique_token(label)).card(db.add_card(label));
+        seed.set("updated_at", used).set("last_used", used)
+    }))
+}
+
+/// Asserts what became of every document since `before`, byte for byte, that the bin holds what
+/// was recycled and nothing else new, and that the cards are as they were.
+#[track_caller]
+fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate) {
+    let after = db.snapshot();
+    db.assert_none_lost();
+    assert_eq!(after.cards, before.cards);
+    let mut tokens = Vec::new();
+    let mut recycled = BTreeSet::new();
+    for raw in &before.tokens {
+        let id = raw.get_object_id("_id").expect("an _id");
+        match fate(id) {
+            Fate::Kept => tokens.push(raw.clone()),
+            Fate::Refreshed => tokens.push(refreshed(raw, &db.token(id).expect("a refreshed token"))),
+            Fate::Recycled => drop(recycled.insert(raw.as_bytes())),
+        }
+    }
+    assert_eq!(after.tokens, tokens);
+    let (old, new): (Vec<_>, Vec<_>) = after.bin.iter().partition(|entry| before.bin.contains(entry));
+    assert_eq!(old.len(), before.bin.len(), "nothing leaves the bin");
+    assert_eq!(new.len(), recycled.len(), "{new:#?}");
+    for entry in new {
+        let fields: Vec<_> = entry.iter().map(|field| field.expect("a field").0.as_str()).collect();
+        assert_eq!(fields, ["_id", "token", "reason", "deleted_at"]);
+        let token = entry.get_document("token").expect("a token");
+        assert!(recycled.remove(token.as_bytes()), "{entry:?}");
+        assert!(!entry.get_str("reason").expect("a reason").is_empty());
+        let age = DateTime::now().timestamp_millis()
+            - entry.get_datetime("deleted_at").expect("a date").timestamp_millis();
+        assert!((0..120_000).contains(&age), "{age} ms");
+    }
+}
+
+/// The document with the two dates that it has now, which must be the same and of this moment.
+fn refreshed(raw: &RawDocumentBuf, now: &Document) -> RawDocumentBuf {
+    let used = now.get_datetime("last_used").expect("last_used");
+    let age = wall_clock().timestamp_millis() - used.timestamp_millis();
+    assert!((0..120_000).contains(&age), "{age} ms: {now}");
+    let mut expected = Document::try_from(raw.clone()).expect("a document");
+    expected.insert("last_used", *used);
+    expected.insert("updated_at", *used);
+    RawDocumentBuf::try_from(&expected).expect("a document")
+}
+
+/// Tests all rows, some at a time: most of them only wait. Names every row that failed.
+fn each<T: Sync>(rows: &[T], name: impl Fn(&T) -> String + Sync, test: impl Fn(&T) + Sync) {
+    const AT_A_TIME: usize = 8;
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(BTreeSet::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if panic::catch_unwind(AssertUnwindSafe(|| test(row))).is_err() {
+                        let name = name(row);
+                        eprintln!("--- failed: {name}");
+                        failed.lock().expect("names").insert(name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("names");
+    assert!(failed.is_empty(), "{} of {} rows failed: {failed:#?}", failed.len(), rows.len());
+}
