@@ -1,0 +1,72 @@
+//! Whole outputs and whole documents, compared with what they must be.
+
+use crate::support::{Reply, Request, wall_clock};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::raw::RawBsonRef;
+use mongodb::bson::{DateTime, RawDocumentBuf};
+
+/// What the stub answers to a token, by the label that the token was made with.
+pub fn by_label(request: &Request) -> Reply {
+    match request.token().split('-').nth(1) {
+        Some("never_enrolled") => Reply::never_enrolled(),
+        Some("invalid") => Reply::invalid(),
+        Some("busy") => Reply::busy(),
+        Some("down") => Reply::close(),
+        _ => Reply::valid(),
+    }
+}
+
+/// The `n`-th of a row of ids that read well.
+pub fn id(n: u32) -> ObjectId {
+    ObjectId::parse_str(format!("{n:024}")).expect("24 digits")
+}
+
+/// A stored date: `2026-02-12 18:50:05`.
+pub fn date(text: &str) -> DateTime {
+    DateTime::parse_rfc3339_str(text.replacen(' ', "T", 1) + "Z").expect("a date")
+}
+
+/// The text with each time of the last minute, on Shanghai's wall clock, shown as `NOW`.
+pub fn timeless(text: &str) -> String {
+    const LENGTH: usize = "2026-02-12 18:50:05".len();
+    let now = wall_clock().timestamp_millis();
+    let is_now = |text: &str| {
+        let date = DateTime::parse_rfc3339_str(text.replacen(' ', "T", 1) + "Z");
+        date.is_ok_and(|date| (-1_000..60_000).contains(&(now - date.timestamp_millis())))
+    };
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let taken = if rest.get(..LENGTH).is_some_and(is_now) {
+            out.push_str("NOW");
+            LENGTH
+        } else {
+            out.push(next);
+            next.len_utf8()
+        };
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// Compares texts of many lines; shows both when they differ.
+#[track_caller]
+pub fn assert_text(actual: &str, expected: &str) {
+    assert!(actual == expected, "\n--- expected\n{expected}\n--- but it is\n{actual}");
+}
+
+/// The document was refreshed: both dates are one instant, which is given back, and nothing else
+/// has changed, neither value nor type nor order.
+#[track_caller]
+pub fn assert_refreshed(before: &RawDocumentBuf, after: &RawDocumentBuf) -> DateTime {
+    assert_eq!(undated(before), undated(after));
+    let used = after.get_datetime("last_used").expect("last_used is a date");
+    assert_eq!(after.get_datetime("updated_at").expect("updated_at is a date"), used);
+    used
+}
+
+fn undated(document: &RawDocumentBuf) -> Vec<(String, RawBsonRef<'_>)> {
+    let fields = document.iter().map(|field| field.expect("a field"));
+    let fields = fields.map(|(name, value)| (name.as_str().to_owned(), value));
+    fields.filter(|(name, _)| name != "last_used" && name != "updated_at").collect()
+}
