@@ -1,0 +1,249 @@
+//! The targets for speed, memory and the load on API and database, each measured beside a floor,
+//! the least that the same crates can do, so that a slow or noisy machine slows both.
+//!
+//! `cargo bench` takes about three minutes, `cargo bench -- --long` a quarter of an hour: it adds a
+//! million tokens and the default pace. A word is a filter: `cargo bench -- memory`. Exit code 1
+//! when a target is missed.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod floor;
+mod measure;
+mod million;
+mod table;
+
+use mongodb::bson::doc;
+use std::env;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use measure::{Cost, FLOOR, LAUNCH, Running};
+use support::{Mongod, Reply, Stub, TestDb};
+use table::{Limit, Table};
+
+/// How often each measurement is made; the median of them counts.
+const ROUNDS: usize = 5;
+/// The same for what takes milliseconds.
+const SHORT_ROUNDS: usize = 25;
+
+const USAGE: &str = "usage: cargo bench [-- [--long] [NAME…]]";
+
+type Measure = fn(&Mongod, &mut Table);
+
+/// What can be measured: its name, whether only `--long` includes it, and how.
+const PARTS: [(&str, bool, Measure); 7] = [
+    ("one", false, one_token),
+    ("thousand", false, thousand_tokens),
+    ("memory", false, memory),
+    ("latency", false, latency),
+    ("shards", false, shards),
+    ("pace", true, pace),
+    ("million", true, million::measure),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some(LAUNCH) => return measure::launch(&args[1..]),
+        Some(FLOOR) => {
+            floor::run().expect("the floor's run");
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
+    // Cargo adds this to a benchmark, but not when it runs one as a test.
+    if !args.iter().any(|arg| arg == "--bench") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let long = args.iter().any(|arg| arg == "--long");
+    let names: Vec<&String> =
+        args.iter().filter(|arg| !["--bench", "--long"].contains(&arg.as_str())).collect();
+    if names.iter().any(|name| !PARTS.iter().any(|(part, ..)| part == name)) {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    }
+    let (start, mut table, server) = (Instant::now(), Table::default(), Mongod::start());
+    for (name, only_long, measure) in PARTS {
+        let wanted = if names.is_empty() { long || !only_long } else { names.iter().any(|it| *it == name) };
+        if wanted {
+            measure(&server, &mut table);
+        }
+    }
+    println!("{table}");
+    println!("{} of the targets missed, {} s", table.missed(), start.elapsed().as_secs());
+    ExitCode::from(u8::from(table.missed() > 0))
+}
+
+/// A database of this many tokens.
+fn seeded(server: &Mongod, tokens: u32) -> TestDb {
+    let db = server.fresh_db();
+    db.add_tokens("valid", tokens);
+    db
+}
+
+/// What the statistics say when all tokens were refreshed.
+fn all_valid(tokens: u32) -> String {
+    format!("成功: {tokens} 个")
+}
+
+/// Floor and program in turns, after one turn of each that does not count.
+fn in_turns(db: &TestDb, api: &Stub, tokens: u32, rounds: usize) -> Vec<[Cost; 2]> {
+    let mut turns = (0..=rounds).map(|_| {
+        let before = api.requests();
+        let floor = Running::start(&measure::floor(db, api)).end(0, "");
+        assert_eq!(u32::try_from(api.requests() - before), Ok(tokens), "the floor's requests");
+        [floor, Running::start(&measure::product(db, api)).end(0, &all_valid(tokens))]
+    });
+    turns.next();
+    turns.collect()
+}
+
+fn ratios(turns: &[[Cost; 2]], of: fn(&Cost) -> f64) -> impl Iterator<Item = f64> {
+    turns.iter().map(move |[floor, product]| of(product) / of(floor))
+}
+
+/// The start-up.
+fn one_token(server: &Mongod, table: &mut Table) {
+    let (db, api) = (seeded(server, 1), Stub::always(Reply::valid()));
+    let turns = in_turns(&db, &api, 1, SHORT_ROUNDS);
+    let over = turns.iter().map(|[floor, product]| (product.wall_secs - floor.wall_secs) * 1000.0);
+    table.add("1 token: time, × floor", Limit::AtMost(1.5), ratios(&turns, |cost| cost.wall_secs));
+    table.add("1 token: time over the floor, ms", Limit::AtMost(40.0), over);
+    table.add("1 token: floor, ms", Limit::None, turns.iter().map(|[floor, _]| floor.wall_secs * 1000.0));
+}
+
+/// The loop, and what it asks of API and database.
+fn thousand_tokens(server: &Mongod, table: &mut Table) {
+    const TOKENS: u32 = 1000;
+    let (db, api) = (seeded(server, TOKENS), Stub::always(Reply::valid()));
+    let turns = in_turns(&db, &api, TOKENS, ROUNDS);
+    table.add("1,000 tokens: time, × floor", Limit::AtMost(1.15), ratios(&turns, |cost| cost.wall_secs));
+    table.add(
+        "1,000 tokens: processor time, × floor",
+        Limit::AtMost(1.3),
+        ratios(&turns, |cost| cost.cpu_secs),
+    );
+    for (i, who) in ["floor", "program"].into_iter().enumerate() {
+        let name = |what| format!("1,000 tokens: {who}, {what}");
+        table.add(&name("s"), Limit::None, turns.iter().map(|turn| turn[i].wall_secs));
+        table.add(&name("s of processor time"), Limit::None, turns.iter().map(|turn| turn[i].cpu_secs));
+    }
+
+    let counted: Vec<[f64; 4]> = (0..ROUNDS)
+        .map(|_| {
+            let api = Stub::always(Reply::valid());
+            let before = commands(server);
+            Running::start(&measure::product(&db, &api)).end(0, &all_valid(TOKENS));
+            let after = commands(server);
+            let [updates, reads] = [0, 1].map(|i| after[i] - before[i]);
+            [count(api.requests()), count(api.connections()), updates, reads]
+        })
+        .collect();
+    let n = f64::from(TOKENS);
+    for (i, (what, limit)) in [
+        ("requests to the API", Limit::About(n, 0.0)),
+        ("connections to the API", Limit::About(1.0, 0.0)),
+        ("updates in the database", Limit::About(n, 0.0)),
+        ("reads from the database", Limit::AtMost(n / 100.0 + 20.0)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        table.add(&format!("1,000 tokens: {what}"), limit, counted.iter().map(|counts| counts[i]));
+    }
+}
+
+/// How many commands the server has had so far: updates, reads.
+fn commands(server: &Mongod) -> [f64; 2] {
+    let status = server.admin(doc! { "serverStatus": 1 });
+    let metrics = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
+    let metrics = metrics.expect("the server's counters");
+    let total = |command: &&str| {
+        let counter = metrics.get_document(command).and_then(|counter| counter.get_i64("total"));
+        count(counter.expect("a counter"))
+    };
+    let sum = |commands: &[&str]| commands.iter().map(total).sum();
+    [sum(&["update", "findAndModify"]), sum(&["find", "getMore", "aggregate", "count", "distinct"])]
+}
+
+fn count(n: impl TryInto<u32>) -> f64 {
+    f64::from(n.try_into().ok().expect("a small number"))
+}
+
+/// Peak memory over the number of tokens.
+fn memory(server: &Mongod, table: &mut Table) {
+    let api = Stub::always(Reply::valid());
+    let sizes = [1, 1000, 10_000];
+    let dbs = sizes.map(|tokens| (tokens, seeded(server, tokens)));
+    let peaks: Vec<[f64; 3]> = (0..ROUNDS)
+        .map(|_| {
+            let run = |(tokens, db): &(u32, TestDb)| {
+                Running::start(&measure::product(db, &api)).end(0, &all_valid(*tokens)).peak_kib
+            };
+            [run(&dbs[0]), run(&dbs[1]), run(&dbs[2])]
+        })
+        .collect();
+    for (i, tokens) in sizes.into_iter().enumerate() {
+        let name = format!("{tokens} tokens: peak memory, KiB");
+        table.add(&name, Limit::None, peaks.iter().map(|peaks| peaks[i]));
+    }
+    let more = peaks.iter().map(|[one, _, many]| (many - one) * 1024.0 / 1e6);
+    table.add("10,000 tokens: peak memory more than for 1, MB", Limit::AtMost(1.0), more);
+}
+
+/// Runs that wait most of the time, and therefore all at once: each has 100 tokens of its own and
+/// an API that takes 200 ms. Gives seconds.
+fn slow_runs(server: &Mongod, delay: &[&str]) -> Vec<f64> {
+    const TOKENS: u32 = 100;
+    let api = Stub::always(Reply::valid().after(Duration::from_millis(200)));
+    let dbs: Vec<TestDb> = (0..ROUNDS).map(|_| seeded(server, TOKENS)).collect();
+    let product = support::binary();
+    let start = |db| Running::start(&measure::program(&product, db, &api).args(delay.iter().copied()));
+    let running: Vec<Running> = dbs.iter().map(start).collect();
+    running.into_iter().map(|run| run.end(0, &all_valid(TOKENS)).wall_secs).collect()
+}
+
+/// No pause: the API's latency is all there is.
+fn latency(server: &Mongod, table: &mut Table) {
+    let secs = slow_runs(server, &["--delay-ms", "0"]);
+    let what = "100 tokens, API takes 200 ms, no delay: time, × 100 × 200 ms";
+    table.add(what, Limit::AtMost(1.05), secs.into_iter().map(|secs| secs / 20.0));
+}
+
+/// The default pace, from start to start, so that latency adds nothing.
+fn pace(server: &Mongod, table: &mut Table) {
+    let secs = slow_runs(server, &[]);
+    table.add("100 tokens, API takes 200 ms, default delay: s", Limit::About(100.0, 2.0), secs);
+}
+
+/// Several processes at once. Each count of processes has as many tokens a process, so that a
+/// round takes seconds; linear is then the time of one process with its tokens.
+fn shards(server: &Mongod, table: &mut Table) {
+    /// Many enough for shards of nearly the same size.
+    const TOKENS_EACH: u32 = 100;
+    let api = Stub::always(Reply::valid().after(Duration::from_millis(50)));
+    let processes = [1, 2, 4, 8];
+    let dbs = processes.map(|n| (n, seeded(server, n * TOKENS_EACH)));
+    let rounds: Vec<Vec<f64>> =
+        (0..ROUNDS).map(|_| dbs.iter().map(|(n, db)| sharded(db, &api, *n)).collect()).collect();
+    for (i, n) in processes.into_iter().enumerate().skip(1) {
+        let what = format!("{n} shards at once, API takes 50 ms: speed, × {n} × 1 process");
+        table.add(&what, Limit::AtLeast(0.9), rounds.iter().map(|secs| secs[0] / secs[i]));
+    }
+}
+
+/// The seconds from the start of the first process to the end of the last.
+fn sharded(db: &TestDb, api: &Stub, processes: u32) -> f64 {
+    let (start, before) = (Instant::now(), api.requests());
+    let running: Vec<Running> = (1..=processes)
+        .map(|k| Running::start(&measure::product(db, api).args(["--shard", &format!("{k}/{processes}")])))
+        .collect();
+    for run in running {
+        run.end(0, "失败: 0 个");
+    }
+    let secs = start.elapsed().as_secs_f64();
+    assert_eq!(u64::try_from(api.requests() - before).ok(), db.tokens().count_documents(doc! {}).run().ok());
+    secs
+}

@@ -1,0 +1,114 @@
+//! A million tokens: memory, and what the database does for the queries that depend on their number.
+
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{DateTime, Document, doc};
+
+use crate::measure::{self, Running};
+use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock, wall_clock_days_ago};
+use crate::table::{Limit, Table};
+use crate::{ROUNDS, all_valid, seeded};
+
+const TOKENS: u32 = 1_000_000;
+const SHARDS: u32 = 1000;
+const BATCH: u32 = 10_000;
+/// They were last used over so many days, evenly.
+const DAYS: u32 = 100;
+
+/// Adds the targets of a million tokens; prints the explain plans.
+pub fn measure(server: &Mongod, table: &mut Table) {
+    let fewer = seeded(server, 10_000);
+    let db = server.fresh_db();
+    seed(&db);
+    let (api, down) = (Stub::always(Reply::valid()), Stub::always(Reply::http(503, &[], "")));
+    let shard = format!("1/{SHARDS}");
+    let mut peaks: [Vec<f64>; 3] = [const { Vec::new() }; 3];
+    let mut secs = Vec::new();
+    for _ in 0..ROUNDS {
+        let base = Running::start(&measure::product(&fewer, &api)).end(0, &all_valid(10_000)).peak_kib;
+        let of_shard =
+            Running::start(&measure::product(&db, &api).args(["--shard", &shard])).end(0, "失败: 0 个");
+        // All ids are in memory when the run finds that the API is down, after five tokens.
+        let whole =
+            Running::start(&measure::product(&db, &down).args(["--retries", "0"])).end(5, "失败: 5 个");
+        peaks[0].push(base);
+        peaks[1].push(of_shard.peak_kib);
+        peaks[2].push(whole.peak_kib);
+        secs.push(whole.wall_secs);
+    }
+    let more = f64::from(TOKENS - 10_000);
+    for (which, what) in [(1, "--shard 1/1000"), (2, "all")] {
+        let bytes = peaks[which].iter().zip(&peaks[0]).map(|(peak, base)| (peak - base) * 1024.0 / more);
+        let name = format!("1,000,000 tokens, {what}: bytes a token more than for 10,000");
+        table.add(&name, Limit::AtMost(24.0), bytes);
+        let name = format!("1,000,000 tokens, {what}: peak memory, KiB");
+        table.add(&name, Limit::None, peaks[which].iter().copied());
+    }
+    table.add("1,000,000 tokens: s until the first are checked", Limit::None, secs);
+    explain_all(&db);
+}
+
+fn seed(db: &TestDb) {
+    let card = db.add_card("card");
+    let (now, step) = (wall_clock().timestamp_millis(), i64::from(DAYS) * 86_400_000 / i64::from(TOKENS));
+    for first in (0..TOKENS).step_by(BATCH as usize) {
+        let batch = (first..first + BATCH).map(|n| {
+            // In no order, as in real life: multiplied by a number without a common divisor.
+            let place = i64::from(n) * 7919 % i64::from(TOKENS);
+            let used = DateTime::from_millis(now - place * step);
+            Seed::new(&format!("token-{n}")).card(card).set("last_used", used).set("updated_at", used).0
+        });
+        // Not by the database's own helper, which would remember all of them.
+        db.tokens().insert_many(batch.collect::<Vec<Document>>()).run().expect("tokens");
+    }
+}
+
+/// What the server does for each query of a run, without and with an index on `last_used`.
+fn explain_all(db: &TestDb) {
+    let days_ago = |days| wall_clock_days_ago(f64::from(days));
+    let ids: Vec<ObjectId> = db
+        .tokens()
+        .find(doc! {})
+        .limit(200)
+        .run()
+        .expect("tokens")
+        .map(|token| token.expect("token").get_object_id("_id").expect("_id"))
+        .collect();
+    let queries = [
+        ("all tokens", doc! {}),
+        ("--max-age-days 7", doc! { "last_used": { "$gte": days_ago(7) } }),
+        ("--cleanup-days 90", doc! { "last_used": { "$lt": days_ago(90) } }),
+        ("200 tokens by _id", doc! { "_id": { "$in": ids } }),
+    ];
+    println!("| query | index | plan | keys | documents | found | ms |");
+    println!("|---|---|---|--:|--:|--:|--:|");
+    for index in [None, Some(doc! { "last_used": 1, "_id": 1 })] {
+        let name = index.as_ref().map_or("`_id` only".to_owned(), |index| format!("`{index}`"));
+        if let Some(keys) = index {
+            let create =
+                doc! { "createIndexes": "baoming_tokens", "indexes": [{ "key": keys, "name": "used" }] };
+            db.db.run_command(create).run().expect("index");
+        }
+        for (what, filter) in &queries {
+            println!("| {what} | {name} | {}", explain(db, filter));
+        }
+    }
+}
+
+fn explain(db: &TestDb, filter: &Document) -> String {
+    let find =
+        doc! { "find": "baoming_tokens", "filter": filter, "projection": { "_id": 1, "last_used": 1 } };
+    let explained = db.db.run_command(doc! { "explain": find, "verbosity": "executionStats" }).run();
+    let explained = explained.expect("explain");
+    let stats = explained.get_document("executionStats").expect("executionStats");
+    let number = |name| stats.get_i32(name).expect("a number");
+    let stages = stages(stats.get_document("executionStages").expect("stages"));
+    let [keys, documents, found, millis] =
+        ["totalKeysExamined", "totalDocsExamined", "nReturned", "executionTimeMillis"].map(number);
+    format!("{} | {keys} | {documents} | {found} | {millis} |", stages.join(" < "))
+}
+
+/// The stages of a plan, from the result to the data.
+fn stages(stage: &Document) -> Vec<&str> {
+    let inner = stage.get_document("inputStage").map(stages).unwrap_or_default();
+    [vec![stage.get_str("stage").expect("a stage")], inner].concat()
+}
