@@ -6,9 +6,12 @@ mod support;
 
 use compare::{assert_refreshed, assert_text, by_label, date, id, timeless};
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
-use support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token, wall_clock};
+use support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, scratch_dir, unique_token, wall_clock};
 
 /// The log as the operator knows it: times shown as `NOW`, default database and API.
 fn shown(outcome: &Outcome, db: &TestDb, api: &Stub) -> String {
@@ -310,4 +313,310 @@ fn assert_bin_entry(entry: &RawDocumentBuf, document: &RawDocumentBuf, reason: &
     let age =
         SystemTime::now().duration_since(entry.get_datetime("deleted_at").expect("a date").to_system_time());
     assert!(age.expect("the past, in UTC") < Duration::from_secs(60));
+}
+
+/// The wall clock by the system's own `date`, to the second. It is given the rule rather than a
+/// name: that works without zone files, too.
+fn clock_by_date(posix_rule: &str) -> DateTime {
+    let output = Command::new("date").env("TZ", posix_rule).arg("+%Y-%m-%d %H:%M:%S").output().expect("date");
+    date(String::from_utf8(output.stdout).expect("a date").trim_end())
+}
+
+#[test]
+fn the_wall_clock_of_tz_is_shown_and_stored() {
+    let db = Mongod::shared().fresh_db();
+    let id = db.add_token("valid");
+    let api = Stub::always(Reply::valid());
+    for (zone, rule) in [
+        ("Asia/Shanghai", "CST-8"),
+        ("UTC", "UTC0"),
+        ("America/New_York", "EST5EDT,M3.2.0,M11.1.0"),
+        ("<+0545>-5:45", "XXX-5:45"),
+    ] {
+        let start = clock_by_date(rule);
+        let outcome = Run::new(&db, &api).env("TZ", zone).go().expect(0);
+        let end = clock_by_date(rule);
+        let is_now = |at| (start..=end).contains(&at);
+        let token = db.token(id).expect("token");
+        let used = token.get_datetime("last_used").expect("a date");
+        assert_eq!(token.get_datetime("updated_at").expect("a date"), used, "{zone}");
+        let to_the_second = DateTime::from_millis(used.timestamp_millis() / 1000 * 1000);
+        assert!(is_now(to_the_second), "{zone}: {used} stored, not {start} to {end}");
+        for line in outcome.stdout.lines() {
+            assert!(is_now(date(&line[..19])), "{zone}: {line}");
+        }
+        let shown = outcome.stdout.split_once("⏰ 运行时间: ").expect("the line").1;
+        assert!(is_now(date(&shown[..19])), "{zone}: {shown}");
+    }
+}
+
+/// The numbers of the commands that a server has had.
+fn commands(server: &Mongod) -> impl Fn(&str) -> i64 {
+    let status = server.admin(doc! { "serverStatus": 1 });
+    let metrics = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
+    let commands = metrics.expect("counters").clone();
+    move |name| commands.get_document(name).map_or(0, |command| command.get_i64("total").expect("a number"))
+}
+
+#[test]
+fn least_recently_used_first_on_one_connection_with_one_write_each() {
+    const N: u32 = 450;
+    let server = Mongod::start();
+    let db = server.fresh_db();
+    let minutes_ago = |n: u32| Seed::new(&unique_token("valid")).last_used_days_ago(f64::from(n) / 1440.0);
+    let seeds: Vec<Seed> = (1..=N).map(minutes_ago).collect();
+    let mut expected: Vec<String> =
+        seeds.iter().rev().map(|seed| seed.0.get_str("access_token").expect("token").to_owned()).collect();
+    db.add_all(seeds);
+    // Its user logs in anew while the first tokens are checked: the run must ask with the new token.
+    let (renewed, last) = (unique_token("valid"), expected[N as usize - 1].clone());
+    db.add_secret(&renewed[..5]);
+    expected[N as usize - 1].clone_from(&renewed);
+    let tokens = db.tokens();
+    let api = Stub::start(move |request| {
+        if request.number == 1 {
+            let change = doc! { "$set": { "access_token": &renewed } };
+            tokens.update_one(doc! { "access_token": &last }, change).run().expect("new login");
+        }
+        Reply::valid()
+    });
+
+    let before = commands(&server);
+    let outcome = Run::new(&db, &api).go().expect(0);
+    let after = commands(&server);
+    let sent = |names: &[&str]| names.iter().map(|name| after(name) - before(name)).sum::<i64>();
+    assert_eq!(outcome.stat("成功"), u64::from(N));
+    let asked: Vec<String> = api.recorded().iter().map(|request| request.token().to_owned()).collect();
+    assert_eq!(asked, expected);
+    assert_eq!(api.connections(), 1);
+    // One of them is the new login.
+    assert_eq!(sent(&["update", "findAndModify", "insert"]), i64::from(N) + 1);
+    let reads = sent(&["find", "getMore", "aggregate", "count", "distinct"]);
+    assert!(reads <= i64::from(N) / 100 + 20, "{reads} reads");
+}
+
+/// Adds tokens that were last used so many days ago; gives their `_id`s.
+fn add_used(db: &TestDb, label: &str, n: usize, days: f64) -> Vec<ObjectId> {
+    let card = db.add_card(label);
+    (0..n).map(|_| db.add(Seed::new(&unique_token(label)).card(card).last_used_days_ago(days))).collect()
+}
+
+#[test]
+fn max_age_days_selects_by_the_wall_clock() {
+    const HOUR: f64 = 1.0 / 24.0;
+    let db = Mongod::shared().fresh_db();
+    // Between UTC and Shanghai lie eight hours: an hour this or that side tells them apart.
+    for (label, days) in [("inside", 7.0 - HOUR), ("outside", 7.0 + HOUR), ("recent", 0.0)] {
+        add_used(&db, label, 1, days);
+    }
+    db.add(Seed::new(&unique_token("never")).without("last_used"));
+    db.add(Seed::new(&unique_token("odd")).set("last_used", "yesterday"));
+    let api = Stub::always(Reply::valid());
+    let outcome = Run::new(&db, &api).arg("--max-age-days=7").go().expect(0);
+    let head = "[INFO] 📊 只刷新 7 天内使用过的 Token\n";
+    assert!(outcome.stdout.contains(head), "{}", outcome.stdout);
+    let asked = api.recorded();
+    let asked: Vec<&str> = asked.iter().filter_map(|request| request.token().split('-').nth(1)).collect();
+    assert_eq!((asked, outcome.stat("总计")), (vec!["inside", "recent"], 2));
+    let all = Run::new(&db, &api).go().expect(0);
+    assert_eq!(all.stat("总计"), 5);
+    assert!(!all.stdout.contains("只刷新"), "{}", all.stdout);
+}
+
+#[test]
+fn max_delete_lets_all_condemned_go_or_none() {
+    // Flag, condemned and valid tokens, whether the condemned are deleted.
+    let table = [
+        (None, 10, 0, true),
+        (None, 11, 0, false),
+        (None, 11, 44, true),
+        (None, 11, 43, false),
+        (Some("0"), 1, 1, false),
+        (Some("10"), 11, 0, false),
+        (Some("11"), 11, 0, true),
+        (Some("49%"), 11, 11, false),
+        (Some("50%"), 11, 11, true),
+        (Some("100%"), 11, 0, true),
+    ];
+    let api = Stub::start(by_label);
+    for (flag, condemned, valid, deleted) in table {
+        let row = format!("{flag:?}, {condemned} of {}", condemned + valid);
+        let db = Mongod::shared().fresh_db();
+        add_used(&db, "invalid", condemned, 1.0);
+        add_used(&db, "valid", valid, 2.0);
+        let flag = flag.map(|limit| format!("--max-delete={limit}"));
+        let outcome = Run::new(&db, &api).args(flag).go();
+        let n = condemned as u64;
+        let (code, gone, kept) = if deleted { (0, n, 0) } else { (25, 0, n) };
+        assert_eq!(outcome.code, Some(code), "{row}");
+        let counts = ["总计", "成功", "失败", "删除", "保留"].map(|name| outcome.stat(name));
+        assert_eq!(counts, [n + valid as u64, valid as u64, 0, gone, kept], "{row}");
+        let bin = db.bin().count_documents(doc! {}).run().expect("count");
+        let left = db.tokens().count_documents(doc! {}).run().expect("count");
+        assert_eq!((bin, left), (gone, kept + valid as u64), "{row}");
+        let warning = format!("[WARNING]   🛑 {n} 个 Token");
+        assert_eq!(outcome.stdout.contains(&warning), !deleted, "{row}\n{}", outcome.stdout);
+        db.assert_none_lost();
+    }
+}
+
+const CLEANUP: &str = "\
+NOW [INFO] 🎉 刷新完成
+NOW [INFO] ============================================================
+NOW [INFO] 🧹 清理 30 天未使用的 Token...
+NOW [INFO]   发现 3 个过期 Token:
+NOW [INFO]     - 已删除的名片: 最后使用 50 天前
+NOW [INFO]     - 1111: 最后使用 41 天前
+NOW [INFO]     - 2222: 最后使用 30 天前
+NOW [INFO]   ✅ 已清理 3 个过期 Token
+";
+
+const NO_CLEANUP: &str = "\
+NOW [INFO] 🎉 刷新完成
+NOW [INFO] ============================================================
+NOW [INFO] 🧹 清理 30 天未使用的 Token...
+NOW [INFO]   ✅ 没有需要清理的 Token
+";
+
+fn from_the_end_of_the_run(outcome: &Outcome) -> String {
+    let log = timeless(&outcome.stdout);
+    log[log.find("NOW [INFO] 🎉").expect("the end of the run")..].to_owned()
+}
+
+#[test]
+fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
+    let db = Mongod::shared().fresh_db();
+    // None of these goes: a refresh keeps what was long unused, an age that is not known is none.
+    add_used(&db, "valid", 1, 60.0);
+    add_used(&db, "29 days and 23 hours", 1, 29.96);
+    db.add(Seed::new(&unique_token("busy")).without("last_used"));
+    db.add(Seed::new(&unique_token("busy")).set("last_used", 0_i64));
+    let api = Stub::start(|request| match by_label(request) {
+        _ if !request.token().contains("-valid-") => Reply::busy(),
+        reply => reply,
+    });
+    let outcome = Run::new(&db, &api).arg("--cleanup-days=30").go().expect(3);
+    assert_text(&from_the_end_of_the_run(&outcome), NO_CLEANUP);
+
+    let ids = [("1111", 41.1), ("2222", 30.04)].map(|(name, days)| add_used(&db, name, 1, days)[0]);
+    let orphan = db.add(Seed::new(&unique_token("orphan")).last_used_days_ago(50.0));
+    let before = db.snapshot();
+    let outcome = Run::new(&db, &api).args(["--cleanup-days", "30"]).go().expect(3);
+    let after = db.snapshot();
+    assert_text(&from_the_end_of_the_run(&outcome), CLEANUP);
+    for (entry, (id, days)) in after.bin.iter().zip([(orphan, 50), (ids[0], 41), (ids[1], 30)]) {
+        let document =
+            before.tokens.iter().find(|document| document.get_object_id("_id").is_ok_and(|it| it == id));
+        assert_bin_entry(entry, document.expect("document"), &format!("unused for {days} days"));
+    }
+    assert_eq!((after.bin.len(), after.tokens.len()), (3, before.tokens.len() - 3));
+    assert_eq!(after.cards, before.cards);
+    db.assert_none_lost();
+}
+
+#[test]
+fn the_limit_of_the_cleanup_counts_the_collection() {
+    // Limit, expired tokens, others in the collection, whether the expired are deleted. The run
+    // itself has no token at all.
+    let table = [
+        (None, 10, 0, true),
+        (None, 11, 0, false),
+        (None, 11, 44, true),
+        (None, 11, 43, false),
+        (Some("0"), 1, 1, false),
+        (Some("50%"), 2, 2, true),
+        (Some("50%"), 3, 2, false),
+        (Some("3"), 3, 0, true),
+    ];
+    let api = Stub::always(Reply::valid());
+    for (flag, expired, others, cleaned) in table {
+        let row = format!("{flag:?}, {expired} of {}", expired + others);
+        let db = Mongod::shared().fresh_db();
+        add_used(&db, "expired", expired, 31.0);
+        add_used(&db, "other", others, 2.0);
+        let flag = flag.map(|limit| format!("--max-delete={limit}"));
+        let run = Run::new(&db, &api).args(["--cleanup-days=30", "--max-age-days=1", "--json"]).args(flag);
+        let json = run.go().expect(if cleaned { 0 } else { 25 }).json();
+        let bin = db.bin().count_documents(doc! {}).run().expect("count");
+        assert_eq!(
+            (json["cleaned"].as_u64(), bin),
+            (Some(bin), if cleaned { expired as u64 } else { 0 }),
+            "{row}"
+        );
+        db.assert_none_lost();
+    }
+    assert_eq!(api.requests(), 0);
+}
+
+#[test]
+fn cleanup_spares_what_was_used_or_deleted_since_it_was_listed() {
+    let db = Mongod::shared().fresh_db();
+    let api = Stub::always(Reply::valid());
+    // So long a list that the pipe is full before its end: the program stands still there, with
+    // everything decided and nothing deleted.
+    let ids = add_used(&db, &"名".repeat(1000), 100, 40.0);
+    let run = Run::new(&db, &api).args(["--max-age-days=1", "--cleanup-days=30", "--max-delete=100%"]);
+    let mut child = run.command().stdout(Stdio::piped()).spawn().expect("the program");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+    lines.find(|line| line.contains("    - 名")).expect("the list");
+    let used = doc! { "$set": { "last_used": wall_clock() } };
+    db.tokens().update_one(doc! { "_id": ids[0] }, used).run().expect("used");
+    db.tokens().delete_one(doc! { "_id": ids[1] }).run().expect("deleted");
+    let rest: Vec<String> = lines.collect();
+    assert!(child.wait().expect("end").success());
+    let tail = rest[rest.len() - 3..].join("\n");
+    assert!(tail.ends_with("  ✅ 已清理 98 个过期 Token"), "{tail}");
+    assert_eq!(rest.iter().filter(|line| line.contains("⏭️ 跳过")).count(), 2, "{tail}");
+    assert!(db.token(ids[0]).is_some());
+    let bin = db.bin().distinct("token._id", doc! {}).run().expect("bin");
+    let cleaned: HashSet<ObjectId> = bin.iter().filter_map(Bson::as_object_id).collect();
+    assert_eq!(cleaned, ids[2..].iter().copied().collect());
+}
+
+#[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    let db = Mongod::shared().fresh_db();
+    for label in ["valid", "invalid", "busy"] {
+        add_used(&db, label, 1, 2.0);
+    }
+    add_used(&db, "busy", 2, 40.0);
+    let long_ago = DateTime::from_millis(0);
+    db.bin().insert_one(doc! { "token": {}, "reason": "", "deleted_at": long_ago }).run().expect("bin entry");
+    let before = db.snapshot();
+    let api = Stub::start(by_label);
+    let metrics = scratch_dir().join("metrics.prom");
+    // Flags, exit code; counts: success, failed, deleted, withheld, cleaned.
+    for (flags, code, counts) in [
+        (&[][..], 3, [1, 3, 1, 0, 0]),
+        (&["--cleanup-days=30"], 3, [1, 3, 1, 0, 2]),
+        (&["--cleanup-days=30", "--max-delete=0"], 25, [1, 3, 0, 1, 0]),
+    ] {
+        let run =
+            Run::new(&db, &api).args(["--dry-run", "--json", "--metrics-file"]).arg(&metrics).args(flags);
+        let outcome = run.go().expect(code);
+        let json = outcome.json();
+        let told = ["success", "failed", "deleted", "withheld", "cleaned"].map(|name| json[name].as_u64());
+        assert_eq!(told, counts.map(Some), "{flags:?}");
+        assert_eq!(json["dry_run"], true);
+        assert!(outcome.stderr.contains("试运行"), "{}", outcome.stderr);
+        assert_eq!(db.snapshot(), before, "{flags:?}");
+    }
+    assert_eq!(api.requests(), 3 * 5);
+    assert!(!metrics.exists());
+}
+
+#[test]
+fn a_run_purges_what_lay_in_the_bin_for_30_days() {
+    let db = Mongod::shared().fresh_db();
+    let add = |name: &str, hours: u64| {
+        let age = Duration::from_secs(hours * 60 * 60);
+        let deleted_at = DateTime::from_system_time(SystemTime::now() - age);
+        let entry = doc! { "token": { "_id": ObjectId::new() }, "reason": name, "deleted_at": deleted_at };
+        db.bin().insert_one(entry).run().expect("bin entry");
+    };
+    add("too old", 30 * 24 + 1);
+    add("not yet", 30 * 24 - 1);
+    Run::new(&db, &Stub::always(Reply::valid())).go().expect(0);
+    let left = db.bin().distinct("reason", doc! {}).run().expect("bin");
+    assert_eq!(left, ["not yet".into()]);
 }

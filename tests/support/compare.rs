@@ -1,5 +1,8 @@
 //! Whole outputs and whole documents, compared with what they must be.
 
+// Each test binary uses a part of this.
+#![allow(dead_code)]
+
 use crate::support::{Reply, Request, wall_clock};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
