@@ -65,10 +65,11 @@ stop() {
 }
 trap 'stop 130' INT
 trap 'stop 143' TERM HUP
+trap '' PIPE # a reader that goes away stops nothing
 
 if [ "$json" = 1 ]; then exec 3>&2; else exec 3>&1; fi
 log() { # LEVEL TEXT
-    [ "$1$quiet" = INFO1 ] || printf '%s [%s] %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$1" "$2" >&3
+    [ "$1$quiet" = INFO1 ] || printf '%s [%s] %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$1" "$2" >&3 2>/dev/null || :
 }
 line='============================================================'
 
@@ -77,7 +78,7 @@ line='============================================================'
 label() {
     while IFS= read -r text || [ -n "$text" ]; do
         case $text in
-        [0-9][0-9][0-9][0-9]-*' ['*'] '*) printf '%s] (%s) %s\n' "${text%%]*}" "$1" "${text#*] }" >&3 ;;
+        [0-9][0-9][0-9][0-9]-*' ['*'] '*) printf '%s] (%s) %s\n' "${text%%]*}" "$1" "${text#*] }" >&3 2>/dev/null || : ;;
         *) printf '%s\n' "$text" >>"$tmp/other" ;;
         esac
     done
@@ -197,5 +198,5 @@ else
 fi
 log INFO "$line"
 [ "$json" = 0 ] || printf '%s\n' "${summary%%
-*}"
+*}" 2>/dev/null || :
 exit "$code"
