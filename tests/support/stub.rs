@@ -99,6 +99,25 @@ impl Reply {
         Self::json(200, r#"{"sta":-1,"msg":"系统繁忙，请稍后再试","data":null}"#)
     }
 
+    /// What the label of a token asks for, wherever between its hyphens that is: `valid`, `never`
+    /// (enrolled), `invalid`, `busy`, `slow` (valid, after a second), `down` (503), `closed`;
+    /// 404 for any other token.
+    pub fn by_label(token: &str) -> Self {
+        let of = |label: &str| {
+            Some(match label {
+                "valid" => Self::valid(),
+                "never" => Self::never_enrolled(),
+                "invalid" => Self::invalid(),
+                "busy" => Self::busy(),
+                "slow" => Self::valid().after(Duration::from_secs(1)),
+                "down" => Self::http(503, &[], "down for maintenance"),
+                "closed" => Self::close(),
+                _ => return None,
+            })
+        };
+        token.split('-').find_map(of).unwrap_or_else(|| Self::http(404, &[], "no such label"))
+    }
+
     /// Any status with a JSON body.
     pub fn json(status: u16, body: &str) -> Self {
         Self::http(status, &[("Content-Type", "application/json; charset=utf-8")], body)
@@ -252,6 +271,11 @@ impl Stub {
     /// The same reply to every request.
     pub fn always(reply: Reply) -> Self {
         Self::start(move |_| reply.clone())
+    }
+
+    /// [`Reply::by_label`] to every request.
+    pub fn by_label() -> Self {
+        Self::start(|request| Reply::by_label(request.token()))
     }
 
     /// HTTPS with this certificate.

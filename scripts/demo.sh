@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Shows the program at work: a real MongoDB, a stub of the enroll API, a token of every kind, one
+# run, and the database before and after. Needs cargo, a C compiler, and either a mongod or
+# python3 with pip; leaves nothing behind but target/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/prepare.sh
+cargo build --quiet --locked --bin refresh_baoming_tokens --example testbed
+exec cargo run --quiet --locked --example testbed -- demo
