@@ -399,7 +399,9 @@ impl Shared {
                 request
             });
             let reply = (self.handler)(&request);
-            count(Total::Faults, usize::from(!reply.proper));
+            if !reply.proper {
+                count(Total::Faults, 1);
+            }
             for step in reply.steps {
                 step.play(&mut wire)?;
             }

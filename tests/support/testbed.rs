@@ -154,12 +154,15 @@ fn serve(encrypted: bool) -> ExitCode {
     };
     let db = mongod.fresh_db();
     seed(&db);
+    let ca = format!("SSL_CERT_FILE={}\n", tls::ca_file().display());
+    let lines = format!(
+        "MONGODB_URI={}\nMONGODB_DB_NAME={}\nBAOMING_API_BASE={}\n{}",
+        db.uri,
+        db.name,
+        api.base(),
+        if encrypted { &ca } else { "" },
+    );
     let mut out = io::stdout();
-    let mut lines =
-        format!("MONGODB_URI={}\nMONGODB_DB_NAME={}\nBAOMING_API_BASE={}\n", db.uri, db.name, api.base());
-    if encrypted {
-        lines += &format!("SSL_CERT_FILE={}\n", tls::ca_file().display());
-    }
     // Whoever reads it may stop reading.
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     await_end();
