@@ -99,23 +99,22 @@ impl Reply {
         Self::json(200, r#"{"sta":-1,"msg":"系统繁忙，请稍后再试","data":null}"#)
     }
 
-    /// What the label of a token asks for, wherever between its hyphens that is: `valid`, `never`
-    /// (enrolled), `invalid`, `busy`, `slow` (valid, after a second), `down` (503), `closed`;
-    /// 404 for any other token.
+    /// What the label of a token asks for, wherever between its hyphens that is:
+    /// `never_enrolled`, `invalid`, `busy`, `slow` (a second), `error` (503), `down` (closes
+    /// without an answer); valid without any of these.
     pub fn by_label(token: &str) -> Self {
         let of = |label: &str| {
             Some(match label {
-                "valid" => Self::valid(),
-                "never" => Self::never_enrolled(),
+                "never_enrolled" => Self::never_enrolled(),
                 "invalid" => Self::invalid(),
                 "busy" => Self::busy(),
                 "slow" => Self::valid().after(Duration::from_secs(1)),
-                "down" => Self::http(503, &[], "down for maintenance"),
-                "closed" => Self::close(),
+                "error" => Self::http(503, &[], "down for maintenance"),
+                "down" => Self::close(),
                 _ => return None,
             })
         };
-        token.split('-').find_map(of).unwrap_or_else(|| Self::http(404, &[], "no such label"))
+        token.split('-').find_map(of).unwrap_or_else(Self::valid)
     }
 
     /// Any status with a JSON body.

@@ -21,7 +21,7 @@ const USAGE: &str = "usage: testbed serve [--tls] | testbed demo";
 /// by, days since it was last used, what the program should make of it, and what that is in words.
 const KINDS: [(Option<&str>, &str, f64, Fate, &str); 6] = [
     (Some("张三 1班"), "valid", 0.5, Fate::Refreshed, "valid"),
-    (Some("李四"), "never", 3.0, Fate::Refreshed, "valid, never enrolled"),
+    (Some("李四"), "never_enrolled", 3.0, Fate::Refreshed, "valid, never enrolled"),
     (Some("王五 (旧手机)"), "invalid", 20.0, Fate::Binned, "invalid access_token"),
     (Some("赵六"), "busy", 1.0, Fate::Kept, "busy, try again later"),
     (None, "valid", 9.0, Fate::Refreshed, "valid; its card is gone"),
