@@ -54,7 +54,6 @@ pub fn run(context: &Context, file: &Path) -> Summary {
         error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
         summary.database_lost = true;
     }
-    summary.signal = stop::requested();
     summary.close();
     info!("{DOUBLE_LINE}");
     info!("  ✅ 成功: {} 个", summary.success);

@@ -78,12 +78,13 @@ fn try_main() -> Result<u8, String> {
     }
     let act = |action: &Action| {
         let (started_at, start) = (Timestamp::now(), Instant::now());
-        let summary = match action {
+        let mut summary = match action {
             Action::SelfTest => self_test::run(&context),
             Action::Restore { hours } => restore::run(&context, *hours),
             Action::Import { file } => import::run(&context, file),
             _ => refresh::run(&context),
         };
+        summary.signal = stop::requested();
         report(&context, &summary, started_at, start);
         summary.exit_code()
     };

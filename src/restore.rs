@@ -20,7 +20,6 @@ pub fn run(context: &Context, hours: u32) -> Summary {
         error!("❌ 恢复未完成: {error}；请检查数据库和 baoming_tokens_deleted 集合的读写权限");
         summary.database_lost = true;
     }
-    summary.signal = stop::requested();
     summary.close();
     let verb = if context.args.dry_run { "将恢复" } else { "已恢复" };
     info!("📊 恢复统计:");
