@@ -1,9 +1,11 @@
 //! No token is lost by mistake and nothing is leaked, whatever happens: proved by faults that are
 //! really injected into the API, the database, the network, the disk and the program itself.
 
+mod crash;
 mod matrix;
 #[path = "../support/mod.rs"]
 mod support;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
@@ -97,7 +99,7 @@ fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate)
     let mut tokens = Vec::new();
     let mut recycled = BTreeSet::new();
     for raw in &before.tokens {
-        let id = raw.get_object_id("_id").expect("an _id");
+        let id = id_of(raw);
         match fate(id) {
             Fate::Kept => tokens.push(raw.clone()),
             Fate::Refreshed => tokens.push(refreshed(raw, &db.token(id).expect("a refreshed token"))),
@@ -118,6 +120,10 @@ fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate)
             - entry.get_datetime("deleted_at").expect("a date").timestamp_millis();
         assert!((0..120_000).contains(&age), "{age} ms");
     }
+}
+
+fn id_of(document: &RawDocumentBuf) -> ObjectId {
+    document.get_object_id("_id").expect("an _id")
 }
 
 /// The document with the two dates that it has now, which must be the same and of this moment.
