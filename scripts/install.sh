@@ -88,7 +88,7 @@ each_config() { # COMMAND
 }
 
 remove() {
-    [ ! -e "$root$1" ] || { rm -rf "${root:?}$1" && say removed "$1"; }
+    [ ! -e "$root$1" ] || { rm -rf "$root${1:?}" && say removed "$1"; }
 }
 
 install_all() {

@@ -91,7 +91,7 @@ END {
     stopped = unquoted("stopped")
     dry = unquoted("dry_run") == "true" ? " (试运行)" : ""
     details = "总计 " count("total") ", 成功 " count("success") text "\\n" \
-        "数据库 " unquoted("database") ", 开始 " unquoted("started_at") ", 用时 " unquoted("duration_seconds") " 秒"
+        "数据库 " unquoted("database") ", 开始 " unquoted("started_at") ", 用时 " sprintf("%.1f", unquoted("duration_seconds")) " 秒"
     if (broken) {
         code = 1
         wanted = 1

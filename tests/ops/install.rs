@@ -1,11 +1,11 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::support::{Outcome, Run, binary, scratch_dir};
-use super::{path, script};
+use super::support::{Outcome, Run, binary, command, scratch_dir};
+use super::{checker, must_pass, path, script};
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
 const SECRET: &str = "etc/refresh_baoming_tokens/mongodb_uri";
@@ -129,4 +129,34 @@ fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
         assert!(outcome.stderr.starts_with(line) && outcome.stderr.lines().count() == 1, "{outcome:?}");
         assert!(names(&root).is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn without_destdir_it_is_the_machine_itself() {
+    // Whose place a folder takes, with nothing in it but busybox.
+    let Some(_) = checker("busybox") else { return };
+    let root = scratch_dir();
+    let busybox = env::split_paths(&path()).map(|dir| dir.join("busybox")).find(|file| file.is_file());
+    let busybox = busybox.expect("the checker's path").canonicalize().expect("busybox");
+    let libraries = must_pass(command("ldd").arg(&busybox).env("PATH", path()));
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    for file in libraries.chain([busybox.as_path(), binary().as_path()]) {
+        let copy = root.join(file.strip_prefix("/").expect("an absolute path"));
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("folder");
+        fs::copy(file, copy).expect("copy");
+    }
+    fs::create_dir_all(root.join("bin")).expect("folder");
+    must_pass(command(&busybox).args(["--install", "-s"]).arg(root.join("bin")));
+    must_pass(command("cp").arg("-r").arg(script("")).arg(root.join("scripts")));
+    let before = names(&root);
+
+    let inside = |args: &[&str]| {
+        let mut chroot = command("unshare");
+        chroot.args(["--user", "--map-root-user", "chroot"]).arg(&root).args(["sh", "/scripts/install.sh"]);
+        must_pass(chroot.args(args).env_remove("DESTDIR").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))
+    };
+    inside(&[binary().to_str().expect("UTF-8")]);
+    assert!(root.join("usr/local/bin/refresh_baoming_tokens").exists() && root.join(SECRET).exists());
+    inside(&["--uninstall"]);
+    assert_eq!(names(&root), before);
 }

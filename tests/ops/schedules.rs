@@ -199,6 +199,13 @@ fn a_stop_by_systemd_ends_the_run_and_is_reported() {
     });
     let run = server.unit(1, &db, &api, &chat).start();
     api.await_request(1);
+    // One that still waits for its turn has nothing to report.
+    let queued = server.unit(2, &db, &api, &chat).start();
+    let state = server.path("/var/lib/refresh_baoming_tokens");
+    await_true("the second run waits for the first", || waiting(&state) == 1);
+    kill_process_group(queued.pid(), Signal::TERM).expect("signal");
+    queued.wait().expect(143);
+    assert_eq!(chat.requests(), 0);
     // To all processes of the unit.
     kill_process_group(run.pid(), Signal::TERM).expect("signal");
     stopped.send(()).expect("a waiting stub");
