@@ -1,8 +1,6 @@
 //! kill -9 of the program at any moment: each token is as it was, refreshed, or whole in the bin,
 //! and the next run completes what this one began.
 
-use std::sync::Mutex;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use mongodb::bson::doc;
 
 use super::support::{Mongod, PATIENCE, Reply, Snapshot, Stub, TestDb, await_true};
 use super::wire::Wire;
-use super::{Fate, add_tokens, assert_fates, assert_report, each, id_of, refreshed, report, talkative};
+use super::{Fate, Gate, add_tokens, assert_fates, assert_report, each, id_of, refreshed, report, talkative};
 
 fn api() -> Stub {
     Stub::start(|request| match request.token() {
@@ -72,13 +70,10 @@ fn await_gone(name: &str) {
 /// Kills the program at the n-th command to the database: before the server has seen it, or once
 /// it was carried out and not yet answered.
 fn kill_at(db: &TestDb, api: &Stub, n: usize, answered: bool) {
-    let ((reach, reached), (dead, end)) = (channel(), channel::<()>());
-    let (reach, end) = (Mutex::new(reach), Mutex::new(end));
+    let (gate, reached, dead) = Gate::new();
     let wire = Wire::to(Mongod::shared().host(), move |command| {
         if (command.number, command.answered) == (n, answered) {
-            reach.lock().expect("the only one").send(()).expect("a listener");
-            // Until the other side is gone.
-            let _ = end.lock().expect("the only one").recv();
+            gate.wait();
             return false;
         }
         true

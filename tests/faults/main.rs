@@ -3,14 +3,17 @@
 
 mod crash;
 mod matrix;
+mod races;
+mod stops;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;
 
 use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use mongodb::bson::oid::ObjectId;
@@ -68,14 +71,21 @@ fn assert_report(outcome: &Outcome, expected: &Value) {
     assert_eq!(&told, expected, "{}", outcome.stderr);
     assert_eq!(Value::from(outcome.code), expected["exit_code"]);
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-    if outcome.stderr.contains("刷新统计:") {
-        let lines = ["总计", "成功", "失败", "删除", "跳过", "保留", "未处理"];
-        let fields = ["total", "success", "failed", "deleted", "skipped", "withheld", "unprocessed"];
-        for (line, field) in lines.into_iter().zip(fields) {
-            assert_eq!(Value::from(outcome.stat(line)), expected[field], "{line}\n{}", outcome.stderr);
-        }
-        let sum: u64 = lines[1..].iter().map(|line| outcome.stat(line)).sum();
-        assert_eq!(sum, outcome.stat("总计"));
+    let mut log = outcome.stderr.lines().map(|line| line.split_once("] ").map_or(line, |(_, text)| text));
+    if log.any(|line| line == "📊 刷新统计:") {
+        let always =
+            [("📝 总计", "total"), ("✅ 成功", "success"), ("❌ 失败", "failed"), ("🗑️ 删除", "deleted")];
+        let when_any = [("⏭️ 跳过", "skipped"), ("🛑 保留", "withheld"), ("⏸️ 未处理", "unprocessed")];
+        let told = when_any.into_iter().filter(|(_, field)| expected[field] != 0);
+        let statistics =
+            always.into_iter().chain(told).map(|(label, field)| format!("  {label}: {} 个", expected[field]));
+        let statistics: Vec<_> = statistics.collect();
+        assert_eq!(log.by_ref().take(statistics.len()).collect::<Vec<_>>(), statistics);
+        let sum: u64 = ["success", "failed", "deleted", "skipped", "withheld", "unprocessed"]
+            .iter()
+            .filter_map(|field| expected[field].as_u64())
+            .sum();
+        assert_eq!(expected["total"], sum);
     }
 }
 
@@ -124,6 +134,29 @@ fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate)
 
 fn id_of(document: &RawDocumentBuf) -> ObjectId {
     document.get_object_id("_id").expect("an _id")
+}
+
+/// What becomes of each of these tokens.
+fn fates_by_id(ids: &[ObjectId], fates: Vec<Fate>) -> impl Fn(ObjectId) -> Fate {
+    move |id| fates[ids.iter().position(|&known| known == id).expect("a known token")]
+}
+
+/// A point at which the program waits, in a request or in a command, until the test lets it go on.
+struct Gate(Mutex<(Sender<()>, Receiver<()>)>);
+
+impl Gate {
+    /// The gate; what tells that somebody is there; what opens it when dropped.
+    fn new() -> (Arc<Self>, Receiver<()>, Sender<()>) {
+        let ((reach, reached), (open, opened)) = (channel(), channel());
+        (Arc::new(Self(Mutex::new((reach, opened)))), reached, open)
+    }
+
+    fn wait(&self) {
+        let gate = self.0.lock().expect("one at a time");
+        gate.0.send(()).expect("a test that listens");
+        // Ends with an error, when the other end is dropped.
+        let _ = gate.1.recv();
+    }
 }
 
 /// The document with the two dates that it has now, which must be the same and of this moment.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Verdict::{Failed, Invalid, Unreachable, Valid};
 use super::support::{Certificate, Mongod, Proxy, Reply, Run, Stub, TestDb, free_port, tls};
-use super::{Fate, Verdict, add_tokens, assert_fates, assert_report, each, report, talkative};
+use super::{Fate, Verdict, add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative};
 
 /// How long the program waits for one of the replies that never come.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,7 +42,6 @@ fn replies() -> Vec<(String, Reply, Verdict)> {
     add("valid, never enrolled", Reply::never_enrolled(), Valid);
     add("valid in chunks", Reply::chunked(&["{\"st", "a\":0", "}"]), Valid);
     add("valid, closing", Reply::valid().closing(), Valid);
-    add("valid, closing unsaid", Reply::valid().then_close(), Valid);
     add("valid and late", Reply::valid().after(Duration::from_millis(200)), Valid);
     add("valid and slow", Reply::valid().dripping(Duration::from_millis(2)), Valid);
     add("valid after 100 Continue", prefixed("HTTP/1.1 100 Continue\r\n\r\n"), Valid);
@@ -225,7 +224,7 @@ fn prefixed(informational: &str) -> Reply {
 }
 
 /// What a run does about tokens of which the API says this, in the order in which they are due.
-fn run_of(db: &TestDb, verdicts: &[Verdict]) -> (Value, Vec<Fate>) {
+pub fn run_of(db: &TestDb, verdicts: &[Verdict]) -> (Value, Vec<Fate>) {
     const IN_A_ROW: usize = 5;
     let mut row = 0;
     let judged = verdicts.iter().position(|&verdict| {
@@ -268,9 +267,6 @@ fn self_test_of(db: &TestDb, verdict: Verdict) -> (Value, Fate) {
 
 /// Dry run, self-test and run, one after the other, of tokens of which the API says this.
 fn assert_all_modes(db: &TestDb, ids: &[ObjectId], verdicts: &[Verdict], run: impl Fn() -> Run) {
-    let fate_of = |fates: Vec<Fate>| {
-        move |id: ObjectId| fates[ids.iter().position(|&known| known == id).expect("a known token")]
-    };
     let before = db.snapshot();
     let (expected, fates) = run_of(db, verdicts);
 
@@ -284,12 +280,12 @@ fn assert_all_modes(db: &TestDb, ids: &[ObjectId], verdicts: &[Verdict], run: im
     let (told, fate) = self_test_of(db, verdicts[ids.len() - 1]);
     self_tested[ids.len() - 1] = fate;
     assert_report(&run().arg("--self-test").go(), &told);
-    assert_fates(db, &before, fate_of(self_tested));
+    assert_fates(db, &before, fates_by_id(ids, self_tested));
 
     let before = db.snapshot();
     let start = Instant::now();
     assert_report(&run().go(), &expected);
-    assert_fates(db, &before, fate_of(fates));
+    assert_fates(db, &before, fates_by_id(ids, fates));
     // Whatever the API does, a request has its limit; the rest is for a busy machine.
     let limit = TIMEOUT * 5 + Duration::from_secs(20);
     assert!(start.elapsed() < limit, "{:?}", start.elapsed());
@@ -468,9 +464,7 @@ fn a_certificate_that_goes_bad_in_mid_run() {
             let verdicts = [Invalid, Valid, Unreachable, Unreachable, rest, rest, rest, rest];
             let (expected, fates) = run_of(&db, &verdicts);
             assert_report(&outcome, &expected);
-            assert_fates(&db, &before, |id| {
-                fates[ids.iter().position(|&known| known == id).expect("a known token")]
-            });
+            assert_fates(&db, &before, fates_by_id(&ids, fates));
             assert_eq!(api.1.requests(), 0, "no token is sent to a stranger");
         },
     );
