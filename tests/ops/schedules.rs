@@ -293,12 +293,13 @@ fn timers_and_cron_lines_mean_the_same_times() {
 }
 
 #[test]
-fn what_the_installed_files_call_is_installed() {
+fn what_units_cron_file_and_readme_name_is_installed() {
     let root = scratch_dir();
     install_binary(&root).expect(0);
-    let files = unit_files().into_iter().chain([script("cron/refresh_baoming_tokens")]);
+    let others = [script("cron/refresh_baoming_tokens"), script("../README.md")];
+    let files = unit_files().into_iter().chain(others);
     let texts: String = files.map(|file| fs::read_to_string(file).expect("file")).collect();
-    let is_end = |c: char| c.is_whitespace() || "'\":,;".contains(c);
+    let is_end = |c: char| c.is_whitespace() || "'\"`:,;)".contains(c);
     let mut paths: Vec<&str> = texts
         .split(is_end)
         .flat_map(|word| word.split('='))
