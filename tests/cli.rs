@@ -5,7 +5,7 @@
 mod compare;
 mod support;
 
-use compare::{assert_text, by_label, timeless};
+use compare::{assert_text, timeless};
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
@@ -219,7 +219,7 @@ fn assert_json(outcome: &Outcome, database: &str, counts: [u64; 8], dry_run: boo
 
 #[test]
 fn each_exit_code_with_its_json_object() {
-    let api = Stub::start(by_label);
+    let api = Stub::start(|request| Reply::by_label(request.token()));
     // Tokens in the order of the run, flags, exit code, total success failed deleted skipped
     // withheld unprocessed cleaned, why it stopped. The two signals are tests of their own.
     let table: [(&str, &str, i32, [u64; 8], &str); 8] = [
@@ -258,7 +258,7 @@ fn each_exit_code_with_its_json_object() {
 #[test]
 fn verbose_and_quiet() {
     let db = Mongod::shared().fresh_db();
-    let api = Stub::start(by_label);
+    let api = Stub::start(|request| Reply::by_label(request.token()));
     db.add_token("valid");
     let levels = |flags: &[&str]| {
         let log = Run::new(&db, &api).args(flags).go().log();

@@ -4,7 +4,7 @@
 mod compare;
 mod support;
 
-use compare::{assert_refreshed, assert_text, by_label, date, id, timeless};
+use compare::{assert_refreshed, assert_text, date, id, timeless};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use std::collections::HashSet;
@@ -111,8 +111,8 @@ fn kinds() -> Vec<(&'static str, Option<&'static str>, Document, Fate)> {
         ("", Some("空 token"), doc! { "access_token": null }, Untouched),
         ("", Some("数字 token"), doc! { "access_token": 12_345 }, Untouched),
         ("", Some("空白 token"), doc! { "access_token": " \t" }, Untouched),
-        ("valid_renewed", Some("有效，重新登录"), doc! {}, Renewed),
-        ("invalid_renewed", Some("失效，重新登录"), doc! {}, Renewed),
+        ("valid-renewed", Some("有效，重新登录"), doc! {}, Renewed),
+        ("invalid-renewed", Some("失效，重新登录"), doc! {}, Renewed),
     ]
 }
 
@@ -226,8 +226,9 @@ NOW [INFO] [20/23] 名片: 失效，重新登录
 NOW [INFO]   用户: 张三
 NOW [INFO]   最后使用: 2026-01-20 12:00:00
 NOW [INFO] 🔄 刷新 Token: 名片 '失效，重新登录' (ID: 000000000000000000000020)
-NOW [INFO]   ⏭️ 跳过: Token 已被其他程序更改
+NOW [WARNING]   ⚠️ Token 已失效: invalid access_token
 NOW [INFO]   🗑️ 已删除失效 Token: 名片 '失效'
+NOW [INFO]   ⏭️ 跳过: 名片 '失效，重新登录' 的 Token 已被其他程序更改
 NOW [INFO] ------------------------------------------------------------
 NOW [INFO] 📊 刷新统计:
 NOW [INFO]   📝 总计: 23 个
@@ -264,13 +265,13 @@ fn golden_run_of_every_kind() {
     let renewal = doc! { "access_token": "renewed", "unionid": "renewed" };
     let (tokens, change) = (db.tokens(), doc! { "$set": &renewal });
     let api = Stub::start(move |request| {
-        if request.token().contains("_renewed-") {
+        if request.token().contains("-renewed-") {
             tokens
                 .update_one(doc! { "access_token": request.token() }, change.clone())
                 .run()
                 .expect("update");
         }
-        by_label(request)
+        Reply::by_label(request.token())
     });
 
     let (before, start) = (db.snapshot(), wall_clock());
@@ -438,7 +439,7 @@ fn max_delete_lets_all_condemned_go_or_none() {
         (Some("50%"), 11, 11, true),
         (Some("100%"), 11, 0, true),
     ];
-    let api = Stub::start(by_label);
+    let api = Stub::start(|request| Reply::by_label(request.token()));
     for (flag, condemned, valid, deleted) in table {
         let row = format!("{flag:?}, {condemned} of {}", condemned + valid);
         let db = Mongod::shared().fresh_db();
@@ -491,10 +492,11 @@ fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
     add_used(&db, "29 days and 23 hours", 1, 29.96);
     db.add(Seed::new(&unique_token("busy")).without("last_used"));
     db.add(Seed::new(&unique_token("busy")).set("last_used", 0_i64));
-    let api = Stub::start(|request| match by_label(request) {
-        _ if !request.token().contains("-valid-") => Reply::busy(),
-        reply => reply,
-    });
+    let api = Stub::start(
+        |request| {
+            if request.token().contains("-valid-") { Reply::valid() } else { Reply::busy() }
+        },
+    );
     let outcome = Run::new(&db, &api).arg("--cleanup-days=30").go().expect(3);
     assert_text(&from_the_end_of_the_run(&outcome), NO_CLEANUP);
 
@@ -583,7 +585,7 @@ fn a_dry_run_tells_and_writes_nothing() {
     let long_ago = DateTime::from_millis(0);
     db.bin().insert_one(doc! { "token": {}, "reason": "", "deleted_at": long_ago }).run().expect("bin entry");
     let before = db.snapshot();
-    let api = Stub::start(by_label);
+    let api = Stub::start(|request| Reply::by_label(request.token()));
     let metrics = scratch_dir().join("metrics.prom");
     // Flags, exit code; counts: success, failed, deleted, withheld, cleaned.
     for (flags, code, counts) in [

@@ -3,21 +3,10 @@
 // Each test binary uses a part of this.
 #![allow(dead_code)]
 
-use crate::support::{Reply, Request, wall_clock};
+use crate::support::wall_clock;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
 use mongodb::bson::{DateTime, RawDocumentBuf};
-
-/// What the stub answers to a token, by the label that the token was made with.
-pub fn by_label(request: &Request) -> Reply {
-    match request.token().split('-').nth(1) {
-        Some("never_enrolled") => Reply::never_enrolled(),
-        Some("invalid") => Reply::invalid(),
-        Some("busy") => Reply::busy(),
-        Some("down") => Reply::close(),
-        _ => Reply::valid(),
-    }
-}
 
 /// The `n`-th of a row of ids that read well.
 pub fn id(n: u32) -> ObjectId {
@@ -52,10 +41,12 @@ pub fn timeless(text: &str) -> String {
     out
 }
 
-/// Compares texts of many lines; shows both when they differ.
+/// Compares texts of many lines; shows the first line that differs, and all of the actual text.
 #[track_caller]
 pub fn assert_text(actual: &str, expected: &str) {
-    assert!(actual == expected, "\n--- expected\n{expected}\n--- but it is\n{actual}");
+    let difference = actual.split('\n').zip(expected.split('\n')).find(|(is, expected)| is != expected);
+    let (is, line) = difference.unwrap_or(("", "(one is longer)"));
+    assert!(actual == expected, "\nexpected: {line}\nbut it is: {is}\n\n{actual}");
 }
 
 /// The document was refreshed: both dates are one instant, which is given back, and nothing else
