@@ -20,7 +20,7 @@ fn api() -> Stub {
 
 /// A token that was killed for is never between two states.
 #[track_caller]
-fn assert_whole(db: &TestDb, before: &Snapshot) {
+pub fn assert_whole(db: &TestDb, before: &Snapshot) {
     db.assert_none_lost();
     let after = db.snapshot();
     assert_eq!(after.cards, before.cards);

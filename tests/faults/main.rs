@@ -2,6 +2,7 @@
 //! really injected into the API, the database, the network, the disk and the program itself.
 
 mod crash;
+mod database;
 mod matrix;
 mod races;
 mod stops;
