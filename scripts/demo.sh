@@ -6,5 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/prepare.sh
+echo 'Building; the first time takes a few minutes.' >&2
 cargo build --quiet --locked --bin refresh_baoming_tokens --example testbed
 exec cargo run --quiet --locked --example testbed -- demo
