@@ -192,7 +192,7 @@ log INFO "$line"
 if [ "$early" = 0 ]; then
     log INFO '🎉 刷新完成'
 elif [ "$code" -ge 128 ]; then
-    log WARNING '⏹️ 刷新提前结束: 收到信号，未处理的 Token 下次继续'
+    log WARNING '⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续'
 else
     log ERROR '⏹️ 刷新提前结束: 有进程未完成，原因见上'
 fi

@@ -181,7 +181,7 @@ fn a_signal_stops_all_and_waits_for_them() {
             "{json}"
         );
         assert_eq!(json["success"].as_u64(), Some(api.requests() as u64), "{json}");
-        assert!(outcome.stderr.contains("⏹️ 刷新提前结束: 收到信号，"), "{outcome:?}");
+        assert!(outcome.stderr.contains("⏹️ 刷新提前结束: 收到停止信号，"), "{outcome:?}");
         api.await_all_closed();
         assert_empty(&tmp);
         db.assert_none_lost();
