@@ -1,6 +1,9 @@
 //! `--cleanup-days`: moves long-unused tokens to the recycle bin.
 
+use std::collections::HashSet;
+
 use log::{info, warn};
+use mongodb::bson::oid::ObjectId;
 
 use crate::clock::WallTime;
 use crate::context::{Context, bin_hint, card_name, warn_held_back};
@@ -10,12 +13,21 @@ use crate::store::{CHUNK, Entry, Guard, Store};
 use crate::summary::Summary;
 
 /// Deletes tokens that nobody used for `days` days, under the same limit.
-pub fn run(context: &Context, store: &Store, days: u32, summary: &mut Summary) -> Result<(), DbError> {
+///
+/// `spared` are tokens that a dry run only pretended to refresh or delete.
+pub fn run(
+    context: &Context,
+    store: &Store,
+    days: u32,
+    spared: &HashSet<ObjectId>,
+    summary: &mut Summary,
+) -> Result<(), DbError> {
     let Context { args, clock, .. } = context;
     info!("🧹 清理 {days} 天未使用的 Token...");
     let now = clock.wall_now();
     let all = store.entries(None, args.shard)?.list;
-    let expired = expired(&all, now, days);
+    let mut expired = expired(&all, now, days);
+    expired.retain(|entry| !spared.contains(&entry.id));
     if expired.is_empty() {
         info!("  ✅ 没有需要清理的 Token");
         return Ok(());

@@ -1,5 +1,6 @@
 //! The run: judge every token, then the delete step, then the cleanup.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
@@ -36,12 +37,13 @@ pub fn run(context: &Context) -> Summary {
         condemned: Vec::new(),
         reached: false,
         unreachable_in_a_row: 0,
+        spared: HashSet::new(),
     };
     run.refresh();
     if let Some(days) = context.args.cleanup_days
         && !run.summary.stopped_early()
     {
-        if let Err(error) = cleanup::run(context, &store, days, &mut run.summary) {
+        if let Err(error) = cleanup::run(context, &store, days, &run.spared, &mut run.summary) {
             run.lose_database(&error);
         }
         run.notice_signal();
@@ -67,6 +69,8 @@ struct Run<'a> {
     /// Whether the API answered at all.
     reached: bool,
     unreachable_in_a_row: usize,
+    /// What a dry run would have refreshed or deleted, so that its cleanup passes over it.
+    spared: HashSet<ObjectId>,
 }
 
 impl Run<'_> {
@@ -177,6 +181,7 @@ impl Run<'_> {
     fn mark_used(&mut self, token: &Token, access_token: &AccessToken) -> Result<(), DbError> {
         if self.context.args.dry_run {
             info!("  ✅ Token 有效 (试运行: 未写入)");
+            self.spared.insert(token.id);
             self.summary.success += 1;
             return Ok(());
         }
@@ -223,6 +228,7 @@ impl Run<'_> {
             let Condemned { id, name, .. } = token;
             if args.dry_run {
                 info!("  🗑️ 试运行: 将删除失效 Token: 名片 '{name}'");
+                self.spared.insert(id);
                 self.summary.deleted += 1;
                 continue;
             }
