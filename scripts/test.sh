@@ -27,9 +27,15 @@ else
     missing clippy 'rustup component add clippy'
 fi
 
-if [[ ${CI:-} == true ]] && ! command -v shellcheck >/dev/null && [[ $(id -u) == 0 ]]; then
-    { apt-get update && apt-get install -y --no-install-recommends shellcheck; } >/dev/null
-fi
+# Checkers of the files around the binary, and other shells and awks to run the scripts in. The tests
+# that need one say so when it is missing, and fail in CI.
+for tool in shellcheck systemd-analyze promtool logrotate busybox gawk mawk original-awk curl; do
+    if [[ ${CI:-} == true && $(id -u) == 0 ]] && ! command -v "$tool" >/dev/null; then
+        { apt-get update && apt-get install -y --no-install-recommends \
+            shellcheck systemd prometheus logrotate busybox gawk mawk original-awk curl; } >/dev/null
+        break
+    fi
+done
 if command -v shellcheck >/dev/null; then
     # Whatever starts as a shell script is one, by any name.
     find . \( -path ./target -o -path ./.git \) -prune -o -type f -print0 |
