@@ -576,35 +576,44 @@ fn cleanup_spares_what_was_used_or_deleted_since_it_was_listed() {
 }
 
 #[test]
-fn a_dry_run_tells_and_writes_nothing() {
-    let db = Mongod::shared().fresh_db();
-    for label in ["valid", "invalid", "busy"] {
-        add_used(&db, label, 1, 2.0);
-    }
-    add_used(&db, "busy", 2, 40.0);
-    let long_ago = DateTime::from_millis(0);
-    db.bin().insert_one(doc! { "token": {}, "reason": "", "deleted_at": long_ago }).run().expect("bin entry");
-    let before = db.snapshot();
+fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
     let api = Stub::start(|request| Reply::by_label(request.token()));
-    let metrics = scratch_dir().join("metrics.prom");
     // Flags, exit code; counts: success, failed, deleted, withheld, cleaned.
-    for (flags, code, counts) in [
-        (&[][..], 3, [1, 3, 1, 0, 0]),
-        (&["--cleanup-days=30"], 3, [1, 3, 1, 0, 2]),
-        (&["--cleanup-days=30", "--max-delete=0"], 25, [1, 3, 0, 1, 0]),
-    ] {
-        let run =
-            Run::new(&db, &api).args(["--dry-run", "--json", "--metrics-file"]).arg(&metrics).args(flags);
-        let outcome = run.go().expect(code);
-        let json = outcome.json();
-        let told = ["success", "failed", "deleted", "withheld", "cleaned"].map(|name| json[name].as_u64());
-        assert_eq!(told, counts.map(Some), "{flags:?}");
-        assert_eq!(json["dry_run"], true);
-        assert!(outcome.stderr.contains("试运行"), "{}", outcome.stderr);
-        assert_eq!(db.snapshot(), before, "{flags:?}");
+    let table = [
+        ("", 3, [2, 3, 2, 0, 0]),
+        ("--cleanup-days=30", 3, [2, 3, 2, 0, 2]),
+        ("--cleanup-days=30 --max-delete=1", 25, [2, 3, 0, 2, 0]),
+        ("--cleanup-days=30 --max-age-days=7", 3, [1, 1, 1, 0, 4]),
+    ];
+    for (flags, code, counts) in table {
+        let db = Mongod::shared().fresh_db();
+        // What was long unused is cleaned up only if the run itself neither refreshes nor deletes it.
+        for (label, n, days) in [("valid", 1, 2.0), ("invalid", 1, 2.0), ("busy", 1, 2.0)] {
+            add_used(&db, label, n, days);
+        }
+        for (label, n) in [("valid", 1), ("invalid", 1), ("busy", 2)] {
+            add_used(&db, label, n, 40.0);
+        }
+        let entry = doc! { "token": {}, "reason": "too old", "deleted_at": DateTime::from_millis(0) };
+        db.bin().insert_one(entry).run().expect("bin entry");
+        let before = db.snapshot();
+        let metrics = scratch_dir().join("metrics.prom");
+        let run = || {
+            let run = Run::new(&db, &api).args(flags.split_whitespace()).arg("--json");
+            run.arg("--metrics-file").arg(&metrics)
+        };
+        let dry = run().arg("--dry-run").go().expect(code);
+        assert_eq!((db.snapshot(), metrics.exists()), (before, false), "{flags}");
+        assert!(dry.stderr.contains("试运行"), "{}", dry.stderr);
+        for (outcome, is_dry) in [(dry, true), (run().go().expect(code), false)] {
+            let json = outcome.json();
+            let told =
+                ["success", "failed", "deleted", "withheld", "cleaned"].map(|name| json[name].as_u64());
+            assert_eq!(told, counts.map(Some), "{flags}, dry: {is_dry}");
+            assert_eq!(json["dry_run"], is_dry);
+        }
+        assert!(metrics.exists());
     }
-    assert_eq!(api.requests(), 3 * 5);
-    assert!(!metrics.exists());
 }
 
 #[test]
