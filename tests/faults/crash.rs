@@ -69,7 +69,7 @@ fn await_gone(name: &str) {
 
 /// Kills the program at the n-th command to the database: before the server has seen it, or once
 /// it was carried out and not yet answered.
-fn kill_at(db: &TestDb, api: &Stub, n: usize, answered: bool) {
+pub fn kill_at(db: &TestDb, api: &Stub, args: &[&str], n: usize, answered: bool) {
     let (gate, reached, dead) = Gate::new();
     let wire = Wire::to(Mongod::shared().host(), move |command| {
         if (command.number, command.answered) == (n, answered) {
@@ -78,7 +78,7 @@ fn kill_at(db: &TestDb, api: &Stub, n: usize, answered: bool) {
         }
         true
     });
-    let run = talkative(db, api).args(["--max-delete", "100%"]).env("MONGODB_URI", wire.uri());
+    let run = talkative(db, api).args(args).env("MONGODB_URI", wire.uri());
     let live = run.start();
     reached.recv_timeout(PATIENCE).expect("the command");
     assert_eq!(live.kill().signal, Some(9));
@@ -107,7 +107,7 @@ fn killed_at_every_command_to_the_database() {
             let db = Mongod::shared().fresh_db();
             add_tokens(&db, &labels);
             let before = db.snapshot();
-            kill_at(&db, &api, n, answered);
+            kill_at(&db, &api, &[], n, answered);
             assert_whole(&db, &before);
             assert_completed(&db, &before, &api);
         },

@@ -1,10 +1,13 @@
 //! No token is lost by mistake and nothing is leaked, whatever happens: proved by faults that are
 //! really injected into the API, the database, the network, the disk and the program itself.
 
+mod bin;
 mod crash;
 mod database;
 mod matrix;
+mod outputs;
 mod races;
+mod secrets;
 mod stops;
 #[path = "../support/mod.rs"]
 mod support;
