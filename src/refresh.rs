@@ -225,15 +225,14 @@ impl Run<'_> {
                 self.summary.withheld += 1;
                 continue;
             }
-            let Condemned { id, name, .. } = token;
+            let Condemned { id, access_token, name, reason } = token;
             if args.dry_run {
                 info!("  🗑️ 试运行: 将删除失效 Token: 名片 '{name}'");
                 self.spared.insert(id);
                 self.summary.deleted += 1;
                 continue;
             }
-            let guard = Guard::AccessToken(&token.access_token);
-            match self.store.recycle(id, guard, &token.reason) {
+            match self.store.recycle(id, Guard::AccessToken(&access_token), &reason) {
                 Ok(true) => {
                     info!("  🗑️ 已删除失效 Token: 名片 '{name}'");
                     self.summary.deleted += 1;
@@ -243,10 +242,12 @@ impl Run<'_> {
                     self.summary.skipped += 1;
                 }
                 Err(error) => {
-                    warn!("  ⚠️ 删除失败，Token 保留: 名片 '{name}'，{error}{}", bin_hint(&error));
                     self.summary.failed += 1;
                     if let DbError::Lost(_) = error {
+                        warn!("  ⚠️ 删除失败: 名片 '{name}' 的 Token 仍在原处或在回收站中");
                         self.lose_database(&error);
+                    } else {
+                        warn!("  ⚠️ 删除失败，Token 保留: 名片 '{name}'，{error}{}", bin_hint(&error));
                     }
                 }
             }
