@@ -1,11 +1,15 @@
-//! The floor: the least possible sequential loop with the program's own crates. One GET and one
-//! update for each token, nothing else: no log, no verdict, no guard, no limit.
+//! The floor: the least possible sequential loop with the program's own crates. The API's GET and
+//! the guarded update for each token, both as the program sends them, so that API and database have
+//! the same work; nothing else: no verdict, no log, no card, no time limit, no retry, no signal.
 
-use mongodb::bson::{DateTime, Document, RawDocumentBuf, doc};
+use mongodb::bson::{DateTime, RawDocumentBuf, doc};
 use mongodb::sync::Client;
 use std::env;
 use std::error::Error;
 use ureq::Agent;
+
+const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
+     (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
 
 /// Finds database and API as the program does.
 pub fn run() -> Result<(), Box<dyn Error>> {
@@ -13,16 +17,23 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     let tokens =
         client.database(&env::var("MONGODB_DB_NAME")?).collection::<RawDocumentBuf>("baoming_tokens");
     let url = env::var("BAOMING_API_BASE")? + "/enroll/v3/detail";
-    let agent = Agent::new_with_defaults();
+    let agent: Agent = Agent::config_builder().user_agent(USER_AGENT).build().into();
     let mut cursor = tokens.find(doc! {}).projection(doc! { "access_token": 1 }).run()?;
     while cursor.advance()? {
         let token = cursor.current();
-        let call = agent.get(&url).query("access_token", token.get_str("access_token")?);
+        let (id, access_token) = (token.get_object_id("_id")?, token.get_str("access_token")?);
+        let call = agent
+            .get(&url)
+            .query("eid", "69844bcf8eaa2449c7a37fae")
+            .query("access_token", access_token)
+            .query("referer", "")
+            .query("spider", "h5")
+            .header("Referer", "https://p.baominggongju.com/");
         // To its end, or the connection would not be used again.
         call.call()?.body_mut().read_to_vec()?;
         let now = DateTime::now();
-        let change: Document = doc! { "$set": { "last_used": now, "updated_at": now } };
-        tokens.update_one(doc! { "_id": token.get_object_id("_id")? }, change).run()?;
+        let guard = doc! { "_id": id, "access_token": access_token };
+        tokens.update_one(guard, doc! { "$set": { "last_used": now, "updated_at": now } }).run()?;
     }
     Ok(())
 }
