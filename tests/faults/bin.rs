@@ -131,15 +131,15 @@ fn an_account_that_may_not_do_all_loses_nothing() {
 /// Fills the bin with tokens that were deleted a while ago, the last one first; gives what they were.
 fn fill_bin(db: &TestDb) -> Snapshot {
     add_tokens(db, &["first", "second", "third"]);
-    let were = db.snapshot();
-    for (token, hours) in were.tokens.iter().zip(1..) {
+    let deleted = db.snapshot();
+    for (token, hours) in deleted.tokens.iter().zip(1..) {
         let deleted_at = DateTime::from_millis(DateTime::now().timestamp_millis() - hours * 3_600_000);
         let token = Document::try_from(token.clone()).expect("a document");
         let entry = doc! { "_id": ObjectId::new(), "token": token, "reason": "x", "deleted_at": deleted_at };
         db.bin().insert_one(entry).run().expect("entry");
     }
     db.tokens().delete_many(doc! {}).run().expect("delete");
-    were
+    deleted
 }
 
 const RESTORE: [&str; 2] = ["--restore-hours", "24"];
@@ -149,13 +149,13 @@ fn a_restore_that_is_disturbed_at_every_command() {
     let api = Stub::always(Reply::valid());
     let restore = |lost: Option<(usize, bool)>| {
         let db = Mongod::shared().fresh_db();
-        let were = fill_bin(&db);
+        let deleted = fill_bin(&db);
         let wire = Wire::to(Mongod::shared().host(), move |command| {
             lost != Some((command.number, command.answered))
         });
         let outcome = talkative(&db, &api).args(RESTORE).env("MONGODB_URI", wire.uri()).go();
         assert_report(&outcome, &report(&db, 0, None, &[("total", 3), ("success", 3)]));
-        assert_eq!(db.snapshot(), were);
+        assert_eq!(db.snapshot(), deleted);
         wire.commands()
     };
     let commands = restore(None);
@@ -173,15 +173,15 @@ fn a_restore_that_is_disturbed_at_every_command() {
                 return;
             }
             let db = Mongod::shared().fresh_db();
-            let were = fill_bin(&db);
+            let deleted = fill_bin(&db);
             let full = db.snapshot();
             kill_at(&db, &api, &RESTORE, n, answered);
             db.assert_none_lost();
-            assert!(db.snapshot().tokens.iter().all(|token| were.tokens.contains(token)));
+            assert!(db.snapshot().tokens.iter().all(|token| deleted.tokens.contains(token)));
             let again = talkative(&db, &api).args(RESTORE).go();
             assert_eq!(again.code, Some(0), "{}", again.stderr);
             let after = db.snapshot();
-            assert_eq!((after.tokens, after.cards), (were.tokens, were.cards));
+            assert_eq!((after.tokens, after.cards), (deleted.tokens, deleted.cards));
             // An entry whose token was back already stays there, for the purge.
             assert!(after.bin.len() <= 1 && after.bin.iter().all(|entry| full.bin.contains(entry)));
         },
@@ -191,10 +191,10 @@ fn a_restore_that_is_disturbed_at_every_command() {
 #[test]
 fn a_restore_does_not_overwrite_what_comes_back_at_that_moment() {
     let db = Mongod::shared().fresh_db();
-    let were = fill_bin(&db);
+    let deleted = fill_bin(&db);
     let full = db.snapshot();
     let api = Stub::always(Reply::valid());
-    let id = super::id_of(&were.tokens[0]);
+    let id = super::id_of(&deleted.tokens[0]);
     let newer = Seed::new(&unique_token("newer")).set("_id", id);
     let (tokens, theirs) = (db.tokens(), newer.0.clone());
     let wire = Wire::to(Mongod::shared().host(), move |command| {
@@ -208,7 +208,7 @@ fn a_restore_does_not_overwrite_what_comes_back_at_that_moment() {
     assert_report(&outcome, &report(&db, 0, None, &[("total", 3), ("success", 2), ("skipped", 1)]));
     assert_eq!(db.token(id), Some(newer.0));
     let after = db.snapshot();
-    assert_eq!(after.tokens[1..], were.tokens[1..]);
+    assert_eq!(after.tokens[1..], deleted.tokens[1..]);
     assert_eq!(after.bin.len(), 1);
     assert!(full.bin.contains(&after.bin[0]));
     db.assert_none_lost();

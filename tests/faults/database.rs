@@ -1,7 +1,8 @@
 //! The database goes away while the program works: killed, frozen, stepped down, or a single
 //! command or answer is lost. What can be waited for costs nothing; what cannot, deletes nothing.
 
-use std::sync::{Arc, Mutex};
+use std::fs;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use mongodb::bson::doc;
 
 use super::Fate::{Recycled, Refreshed};
 use super::crash::assert_whole;
-use super::support::{Mongod, PATIENCE, ReplicaSet, Reply, Signal, Stub};
+use super::support::{Mongod, Outcome, PATIENCE, ReplicaSet, Reply, Signal, Stub, TestDb, await_true};
 use super::wire::Wire;
 use super::{Gate, add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative};
 
@@ -33,145 +34,147 @@ enum When {
     /// The same, once the server has carried it out: the answer is lost.
     Answer(&'static str, usize),
 }
-use When::{Answer, Check, Command};
 
 /// What happens to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Harm {
-    /// SIGKILL, and a restart after so many seconds.
-    Down(u64),
-    /// SIGSTOP, and SIGCONT after so many seconds.
-    Frozen(u64),
-    /// SIGKILL for good.
-    Dead,
-    /// SIGSTOP for good.
-    Stuck,
+    /// SIGKILL; a restart brings it back.
+    Kill,
+    /// SIGSTOP; SIGCONT brings it back.
+    Freeze,
 }
-use Harm::{Dead, Down, Frozen, Stuck};
 
-const BIN: &str = "insert baoming_tokens_deleted";
-const DELETE: &str = "delete baoming_tokens";
-const FIND: &str = "find baoming_tokens";
-const UPDATE: &str = "update baoming_tokens";
+/// When, what, after how many seconds it is back if at all, and the counts that follow: success,
+/// failed, deleted, withheld, unprocessed.
+type Row = (When, Harm, Option<u64>, [usize; 5]);
+
+#[rustfmt::skip]
+fn outages() -> Vec<Row> {
+    use Harm::{Freeze, Kill};
+    use When::{Answer, Check, Command};
+    const FIND: &str = "find baoming_tokens";
+    const UPDATE: &str = "update baoming_tokens";
+    const BIN: &str = "insert baoming_tokens_deleted";
+    const DELETE: &str = "delete baoming_tokens";
+    const DONE: [usize; 5] = [3, 0, 3, 0, 0];
+    vec![
+        (Check(2), Freeze, None, [0, 1, 0, 1, 4]),
+        (Command(FIND, 3), Freeze, None, [0, 0, 0, 0, 6]),
+        (Command(DELETE, 2), Freeze, None, [3, 1, 1, 1, 0]),
+        (Check(1), Kill, None, [0, 1, 0, 1, 4]),
+        (Check(2), Kill, None, [0, 1, 0, 1, 4]),
+        (Check(6), Kill, None, [2, 1, 0, 3, 0]),
+        (Command(FIND, 2), Kill, None, [0; 5]),
+        (Command(FIND, 3), Kill, None, [0, 0, 0, 0, 6]),
+        (Command(UPDATE, 2), Kill, None, [1, 1, 0, 2, 2]),
+        (Command(FIND, 4), Kill, None, [3, 1, 0, 2, 0]),
+        (Command(BIN, 1), Kill, None, [3, 1, 0, 2, 0]),
+        (Answer(BIN, 2), Kill, None, [3, 1, 1, 1, 0]),
+        (Command(DELETE, 2), Kill, None, [3, 1, 1, 1, 0]),
+        (Answer(DELETE, 2), Kill, None, [3, 1, 1, 1, 0]),
+        (Check(2), Kill, Some(14), DONE),
+        (Command(DELETE, 2), Kill, Some(12), DONE),
+        (Check(4), Freeze, Some(8), DONE),
+        (Check(1), Kill, Some(1), DONE),
+        (Check(6), Kill, Some(3), DONE),
+        (Command(FIND, 2), Kill, Some(2), DONE),
+        (Answer(UPDATE, 1), Kill, Some(2), DONE),
+        (Command(BIN, 2), Kill, Some(2), DONE),
+        (Answer(BIN, 2), Kill, Some(2), DONE),
+        (Command(DELETE, 1), Kill, Some(2), DONE),
+        (Answer(DELETE, 1), Kill, Some(2), DONE),
+        (Command(BIN, 2), Freeze, Some(3), DONE),
+    ]
+}
+
+/// Stops the server, and waits until it has really stopped.
+fn freeze(server: &Mongod) {
+    server.freeze();
+    let threads = format!("/proc/{}/task", server.pid().as_raw_nonzero());
+    await_true("all threads to stop", || {
+        fs::read_dir(&threads).expect("threads").flatten().all(|thread| {
+            // `pid (name) state …`; a thread that has ended stopped, too.
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
+    });
+}
+
+/// A run during which the server goes away, and maybe comes back.
+fn disturbed_run(server: &Mongod, db: &TestDb, &(when, harm, back_after, _): &Row) -> Outcome {
+    let bring_back = || match harm {
+        Harm::Kill => server.restart(),
+        Harm::Freeze => server.thaw(),
+    };
+    let (gate, reached, go) = Gate::new();
+    let at_check = Arc::clone(&gate);
+    let api = api(move |number| {
+        if matches!(when, When::Check(n) if n == number) {
+            at_check.wait();
+        }
+    });
+    let wire = Wire::to(server.host(), move |command| {
+        let moment = match when {
+            When::Check(_) => return true,
+            When::Command(what, n) => (what, n, false),
+            When::Answer(what, n) => (what, n, true),
+        };
+        let is_now = (command.what.as_str(), command.nth, command.answered) == moment;
+        if is_now {
+            gate.wait();
+        }
+        !(is_now && command.answered)
+    });
+    // Past the wire when it is not needed: a closed port is not the same as a closed connection.
+    let uri = if let When::Check(_) = when { db.uri.clone() } else { wire.uri() };
+    let live = talkative(db, &api).env("MONGODB_URI", uri).start();
+    reached.recv_timeout(PATIENCE).expect("the moment");
+    match harm {
+        Harm::Kill => server.kill(),
+        Harm::Freeze => freeze(server),
+    }
+    drop(go);
+    if let Some(seconds) = back_after {
+        thread::sleep(Duration::from_secs(seconds));
+        bring_back();
+        return live.wait();
+    }
+    let outcome = live.wait();
+    bring_back();
+    outcome
+}
 
 #[test]
 fn a_server_that_goes_away_in_mid_run() {
-    // The counts of a run that cannot be finished: success, failed, deleted, withheld, unprocessed.
-    const DONE: [usize; 5] = [3, 0, 3, 0, 0];
-    let rows: Vec<(When, Harm, [usize; 5])> = vec![
-        (Check(2), Stuck, [0, 1, 0, 1, 4]),
-        (Command(DELETE, 2), Stuck, [3, 1, 1, 1, 0]),
-        (Command(FIND, 3), Stuck, [0, 0, 0, 0, 6]),
-        (Check(1), Dead, [0, 1, 0, 1, 4]),
-        (Check(2), Dead, [0, 1, 0, 1, 4]),
-        (Check(6), Dead, [2, 1, 0, 3, 0]),
-        (Command(FIND, 2), Dead, [0, 0, 0, 0, 0]),
-        (Command(FIND, 3), Dead, [0, 0, 0, 0, 6]),
-        (Command(UPDATE, 2), Dead, [1, 1, 0, 2, 2]),
-        (Command(FIND, 4), Dead, [3, 1, 0, 2, 0]),
-        (Command(BIN, 1), Dead, [3, 1, 0, 2, 0]),
-        (Answer(BIN, 2), Dead, [3, 1, 1, 1, 0]),
-        (Command(DELETE, 2), Dead, [3, 1, 1, 1, 0]),
-        (Answer(DELETE, 2), Dead, [3, 1, 1, 1, 0]),
-        (Check(2), Down(14), DONE),
-        (Command(DELETE, 2), Down(12), DONE),
-        (Check(4), Frozen(8), DONE),
-        (Check(1), Down(1), DONE),
-        (Check(6), Down(3), DONE),
-        (Command(FIND, 2), Down(2), DONE),
-        (Answer(UPDATE, 1), Down(2), DONE),
-        (Command(BIN, 2), Down(2), DONE),
-        (Answer(BIN, 2), Down(2), DONE),
-        (Command(DELETE, 1), Down(2), DONE),
-        (Answer(DELETE, 1), Down(2), DONE),
-        (Command(BIN, 2), Frozen(3), DONE),
-    ];
-    each(
-        &rows,
-        |(when, harm, _)| format!("{when:?} {harm:?}"),
-        |&(when, harm, counts)| {
-            let server = Mongod::start();
-            let db = server.fresh_db();
-            let ids = add_tokens(&db, &LABELS);
-            server.admin(doc! { "fsync": 1 });
-            let before = db.snapshot();
-            let (gate, reached, go) = Gate::new();
-            let at_check = Arc::clone(&gate);
-            let api = api(move |number| {
-                if matches!(when, Check(n) if n == number) {
-                    at_check.wait();
-                }
-            });
-            let seen = Mutex::new(0);
-            let wire = Wire::to(server.host(), move |command| {
-                let (Command(what, n) | Answer(what, n)) = when else { return true };
-                if command.what != what || command.answered != matches!(when, Answer(..)) {
-                    return true;
-                }
-                let nth = {
-                    let mut seen = seen.lock().expect("count");
-                    *seen += 1;
-                    *seen
-                };
-                if nth == n {
-                    gate.wait();
-                }
-                nth != n || !command.answered
-            });
-            // Past the wire when it is not needed: a closed port is not the same as a closed connection.
-            let uri = if let Check(_) = when { db.uri.clone() } else { wire.uri() };
-            let live = talkative(&db, &api).env("MONGODB_URI", uri).start();
-            reached.recv_timeout(PATIENCE).expect("the moment");
-            match harm {
-                Down(_) | Dead => server.kill(),
-                Frozen(_) | Stuck => server.freeze(),
-            }
-            drop(go);
-            match harm {
-                Down(seconds) => {
-                    thread::sleep(Duration::from_secs(seconds));
-                    server.restart();
-                }
-                Frozen(seconds) => {
-                    thread::sleep(Duration::from_secs(seconds));
-                    server.thaw();
-                }
-                Dead | Stuck => {}
-            }
-            let outcome = live.wait();
-            let (code, stopped) = if counts == DONE { (0, None) } else { (1, Some("database")) };
-            let total = if let (Command(FIND, 2), Dead) = (when, harm) { 0 } else { LABELS.len() };
-            let [success, failed, deleted, withheld, unprocessed] = counts;
-            let counts = [
-                ("total", total),
-                ("success", success),
-                ("failed", failed),
-                ("deleted", deleted),
-                ("withheld", withheld),
-                ("unprocessed", unprocessed),
-            ];
-            assert_report(&outcome, &report(&db, code, stopped, &counts));
-            assert!(outcome.elapsed < Duration::from_secs(40), "{:?}", outcome.elapsed);
+    let name = |(when, harm, back_after, _): &Row| format!("{when:?} {harm:?} {back_after:?}");
+    each(&outages(), name, |row| {
+        let server = Mongod::start();
+        let db = server.fresh_db();
+        let ids = add_tokens(&db, &LABELS);
+        server.admin(doc! { "fsync": 1 });
+        let before = db.snapshot();
+        let outcome = disturbed_run(&server, &db, row);
 
-            match harm {
-                Dead => server.restart(),
-                Stuck => server.thaw(),
-                Down(_) | Frozen(_) => {}
-            }
-            assert_whole(&db, &before);
-            if let Frozen(_) = harm {
-                // A killed server may forget what it had not yet written to its disk, this one not.
-                assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(3)));
-            }
-            if deleted == 0 {
-                assert_eq!(db.tokens().count_documents(doc! {}).run().expect("count"), 6);
-            }
-            // The next run completes what this one began.
-            let completed = talkative(&db, &api).go();
-            assert_eq!(completed.code, Some(0), "{}", completed.stderr);
-            assert_whole(&db, &before);
-        },
-    );
+        let &(_, harm, back_after, counts) = row;
+        let (code, stopped) = if back_after.is_some() { (0, None) } else { (1, Some("database")) };
+        let fields = ["success", "failed", "deleted", "withheld", "unprocessed"];
+        let mut counts: Vec<_> = fields.into_iter().zip(counts).collect();
+        counts.push(("total", counts.iter().map(|(_, count)| count).sum()));
+        assert_report(&outcome, &report(&db, code, stopped, &counts));
+        assert!(outcome.elapsed < Duration::from_secs(40), "{:?}", outcome.elapsed);
+        assert_whole(&db, &before);
+        if (harm, back_after.is_some()) == (Harm::Freeze, true) {
+            // A killed server may forget what it had not yet written to its disk, this one not.
+            assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(3)));
+        }
+        if outcome.stat("删除") == 0 {
+            assert_eq!(db.snapshot().tokens.len(), LABELS.len());
+        }
+        // The next run completes what this one began.
+        let completed = talkative(&db, &api(|_| {})).go();
+        assert_eq!(completed.code, Some(0), "{}", completed.stderr);
+        assert_whole(&db, &before);
+    });
 }
 
 #[test]
@@ -213,7 +216,7 @@ enum Fall {
 #[test]
 fn a_replica_set_that_changes_its_primary_in_mid_run() {
     let set = ReplicaSet::start();
-    let labels = ["invalid", "valid"].repeat(8);
+    let labels = ["invalid", "valid"].repeat(20);
     // In this order: who stepped down is not elected again for half a minute.
     let falls = [Fall::Dies, Fall::StepsDown];
     for (fall, in_delete_step) in falls.into_iter().flat_map(|fall| [(fall, false), (fall, true)]) {
@@ -245,11 +248,11 @@ fn a_replica_set_that_changes_its_primary_in_mid_run() {
             live.signal(Signal::CONT);
         }
         let outcome = live.wait();
-        assert_report(&outcome, &report(&db, 0, None, &[("total", 16), ("success", 8), ("deleted", 8)]));
+        assert_report(&outcome, &report(&db, 0, None, &[("total", 40), ("success", 20), ("deleted", 20)]));
         if let Fall::Dies = fall {
             primary.restart();
         }
         set.await_healthy();
-        assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(8)));
+        assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(20)));
     }
 }

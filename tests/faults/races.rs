@@ -4,13 +4,15 @@
 use std::sync::{Arc, Mutex};
 
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::sync::Collection;
 use serde_json::Value;
 
-use super::support::{Mongod, Reply, Run, Seed, Stub, TestDb, unique_token, wall_clock_days_ago};
+use super::support::{
+    Mongod, PATIENCE, Reply, Run, Seed, Stub, TestDb, Total, count, unique_token, wall_clock_days_ago,
+};
 use super::wire::Wire;
-use super::{add_tokens, assert_report, each, id_of, report, talkative};
+use super::{Gate, assert_report, each, report, talkative};
 
 /// What somebody else does to a token.
 #[derive(Clone, Copy, Debug)]
@@ -67,18 +69,13 @@ enum Cause {
 }
 
 impl Cause {
-    /// A token that is decided on, due before one that is simply valid.
-    fn seed(self, db: &TestDb) -> ObjectId {
-        match self {
-            Self::Cleanup => {
-                let seed =
-                    Seed::new(&unique_token("unused")).card(db.add_card("unused")).last_used_days_ago(41.0);
-                add_tokens(db, &["valid"]);
-                db.add(seed)
-            }
-            Self::Valid => add_tokens(db, &["subject-valid", "valid"])[0],
-            Self::Invalid => add_tokens(db, &["subject-invalid", "valid"])[0],
-        }
+    /// A token that is decided on, and one due after it that is simply valid.
+    fn seed(self, db: &TestDb) -> [ObjectId; 2] {
+        let label = if self == Self::Invalid { "subject-invalid" } else { "subject-valid" };
+        let days = if self == Self::Cleanup { 41.0 } else { 2.0 };
+        [(label, days), ("bystander", 1.0)].map(|(label, days)| {
+            db.add(Seed::new(&unique_token(label)).card(db.add_card(label)).last_used_days_ago(days))
+        })
     }
 
     fn run(self, db: &TestDb, api: &Stub, wire: &Wire) -> Run {
@@ -136,6 +133,12 @@ fn api(on_check: impl Fn(&str) + Send + Sync + 'static) -> Stub {
     })
 }
 
+/// All tokens but one, byte for byte.
+fn all_but(id: ObjectId, tokens: &Collection<Document>) -> Vec<RawDocumentBuf> {
+    let found = tokens.clone_with_type::<RawDocumentBuf>().find(doc! { "_id": { "$ne": id } }).run();
+    found.expect("tokens").map(|token| token.expect("a token")).collect()
+}
+
 #[test]
 fn what_somebody_else_did_meanwhile_stays() {
     let mut rows = Vec::new();
@@ -149,20 +152,16 @@ fn what_somebody_else_did_meanwhile_stays() {
         &rows,
         |row| format!("{row:?}"),
         |&(cause, moment, change)| {
+            count(Total::Faults, 1);
             let db = Mongod::shared().fresh_db();
-            let id = cause.seed(&db);
-            let change = {
-                let (tokens, all, left) = (db.tokens(), db.db.clone(), Arc::new(Mutex::new(None)));
-                let result = Arc::clone(&left);
-                let change = move || {
-                    change.make(&tokens, id);
-                    let found = all.collection("baoming_tokens").find(doc! {}).run().expect("tokens");
-                    let found: Vec<_> = found.map(|token| token.expect("a token")).collect();
-                    *left.lock().expect("left") = Some(found);
-                };
-                (change, result)
-            };
-            let (change, left) = (Arc::new(change.0), change.1);
+            let [subject, bystander] = cause.seed(&db);
+            let cards = db.snapshot().cards;
+            let left = Arc::new(Mutex::new(None));
+            let (tokens, leave) = (db.tokens(), Arc::clone(&left));
+            let change = Arc::new(move || {
+                change.make(&tokens, subject);
+                *leave.lock().expect("left") = Some(all_but(bystander, &tokens));
+            });
             let at_check = Arc::clone(&change);
             let api = api(move |token| {
                 if moment == Moment::Check && token.contains("-subject-") {
@@ -175,19 +174,55 @@ fn what_somebody_else_did_meanwhile_stays() {
                 }
                 true
             });
-            let before = db.snapshot();
             let outcome = cause.run(&db, &api, &wire).go();
+            let left = left.lock().expect("left").take().expect("the change was made");
+            let now = all_but(bystander, &db.tokens());
+            count(Total::AtRisk, left.len());
+            count(Total::Lost, left.len().saturating_sub(now.len()));
+            assert_eq!(now, left, "{}", outcome.stderr);
             assert_report(&outcome, &cause.report(&db, true));
             let after = db.snapshot();
-            assert_eq!((&after.bin, &after.cards), (&Vec::new(), &before.cards));
-            let left: Vec<mongodb::bson::RawDocumentBuf> =
-                left.lock().expect("left").take().expect("the change was made");
-            assert_eq!(after.tokens.len(), left.len(), "nothing is brought back");
-            for token in left {
-                let is_other = token.get_str("access_token").expect("text").contains("Z-valid-");
-                let now = after.tokens.iter().find(|now| id_of(now) == id_of(&token)).expect("still there");
-                assert!(is_other || *now == token, "{now:?}");
-            }
+            assert_eq!((after.bin, after.cards), (Vec::new(), cards));
+        },
+    );
+}
+
+#[test]
+fn two_runs_at_once_delete_a_token_once() {
+    each(
+        &Cause::Invalid.moments(),
+        |moment| format!("{moment:?}"),
+        |&moment| {
+            let db = Mongod::shared().fresh_db();
+            let [id, _] = Cause::Invalid.seed(&db);
+            let was = db.token(id);
+            let (gate, reached, go) = Gate::new();
+            let at_check = Arc::clone(&gate);
+            let api = Stub::start(move |request| {
+                if request.number == 1 && moment == Moment::Check {
+                    at_check.wait();
+                }
+                if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
+            });
+            let wire = Wire::to(Mongod::shared().host(), move |command| {
+                if !command.answered && moment == Moment::Command(command.number) {
+                    gate.wait();
+                }
+                true
+            });
+            let first = Cause::Invalid.run(&db, &api, &wire).start();
+            reached.recv_timeout(PATIENCE).expect("the moment");
+            let second = talkative(&db, &api).go();
+            assert_report(&second, &Cause::Invalid.report(&db, false));
+            drop(go);
+            let first = first.wait().expect(0);
+            assert_eq!(first.stat("删除"), 0, "{}", first.stderr);
+            assert_eq!(db.token(id), None);
+            let binned: Vec<_> =
+                db.bin().find(doc! {}).run().expect("bin").map(|entry| entry.expect("entry")).collect();
+            assert_eq!(binned.len(), 1, "{binned:#?}");
+            assert_eq!(binned[0].get_document("token").ok(), was.as_ref());
+            db.assert_none_lost();
         },
     );
 }

@@ -1,7 +1,7 @@
 //! What ends a run early or holds it back: an API that is away, the delete limit, a signal. Then
 //! nothing is deleted, and the next run goes on.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Fate::{Kept, Recycled, Refreshed};
@@ -368,14 +368,10 @@ fn a_signal_ends_the_run_after_the_token_at_hand() {
                     _ => Reply::valid(),
                 }
             });
-            let deletions = Mutex::new(0);
             let wire = Wire::to(Mongod::shared().host(), move |command| {
-                if command.what == "delete baoming_tokens" && !command.answered {
-                    let mut deletions = deletions.lock().expect("count");
-                    *deletions += 1;
-                    if matches!(then, Then::Deletion(n) if n == *deletions) {
-                        gate.wait();
-                    }
+                let is_deletion = command.what == "delete baoming_tokens" && !command.answered;
+                if is_deletion && matches!(then, Then::Deletion(n) if n == command.nth) {
+                    gate.wait();
                 }
                 true
             });

@@ -1,10 +1,10 @@
 //! The wire between the program and its database, in the test's hands: every command of the
 //! program stops here, and may be lost before the server sees it or after it was carried out.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use mongodb::bson::raw::RawDocument;
@@ -16,6 +16,8 @@ use super::support::{Total, count};
 pub struct Command {
     /// Which of all commands this is, from 1.
     pub number: usize,
+    /// Which of those of its kind, from 1.
+    pub nth: usize,
     /// `find`, `update`, `insert`, `delete` and so on, with the collection: `insert cards`.
     pub what: String,
     /// False before the server has seen it, true once it was carried out, before the answer.
@@ -25,7 +27,8 @@ pub struct Command {
 /// A wire to a server. Its threads end with the test process.
 pub struct Wire {
     address: SocketAddr,
-    commands: Arc<AtomicUsize>,
+    /// How many of each kind came.
+    commands: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 type Hook = dyn Fn(&Command) -> bool + Send + Sync;
@@ -36,10 +39,7 @@ impl Wire {
     /// database, kill the server or the program, or block.
     pub fn to(server: String, hook: impl Fn(&Command) -> bool + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let wire = Self {
-            address: listener.local_addr().expect("address"),
-            commands: Arc::new(AtomicUsize::new(0)),
-        };
+        let wire = Self { address: listener.local_addr().expect("address"), commands: Arc::default() };
         let (commands, hook): (_, Arc<Hook>) = (Arc::clone(&wire.commands), Arc::new(hook));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -65,7 +65,7 @@ impl Wire {
 
     /// How many commands came.
     pub fn commands(&self) -> usize {
-        self.commands.load(Ordering::SeqCst)
+        self.commands.lock().expect("commands").values().sum()
     }
 }
 
@@ -74,15 +74,15 @@ const MORE_TO_COME: u8 = 2;
 fn carry(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    commands: &AtomicUsize,
+    commands: &Mutex<HashMap<String, usize>>,
     hook: &Hook,
 ) -> io::Result<()> {
     loop {
         let request = message(client)?;
-        let mut command = what(&request).map(|what| Command {
-            number: commands.fetch_add(1, Ordering::SeqCst) + 1,
-            what,
-            answered: false,
+        let mut command = what(&request).map(|what| {
+            let mut commands = commands.lock().expect("commands");
+            *commands.entry(what.clone()).or_default() += 1;
+            Command { number: commands.values().sum(), nth: commands[&what], what, answered: false }
         });
         let passes = |command: &Option<Command>| {
             let passes = command.as_ref().is_none_or(hook);
