@@ -9,7 +9,7 @@ use crate::clock::WallTime;
 use crate::context::{Context, bin_hint, card_name, warn_held_back};
 use crate::db_error::DbError;
 use crate::stop;
-use crate::store::{CHUNK, Entry, Guard, Store};
+use crate::store::{CHUNK, Entry, Store};
 use crate::summary::Summary;
 
 /// Deletes tokens that nobody used for `days` days, under the same limit.
@@ -49,9 +49,6 @@ pub fn run(
         return Ok(());
     }
     for entry in expired {
-        let Some(last_used) = entry.last_used() else {
-            continue;
-        };
         if stop::requested().is_some() {
             warn!("  ⏹️ 清理提前结束: 收到停止信号");
             break;
@@ -61,7 +58,7 @@ pub fn run(
             continue;
         }
         let reason = format!("unused for {} days", unused_days(&entry, now));
-        match store.recycle(entry.id, Guard::LastUsed(last_used), &reason) {
+        match store.recycle(entry.id, &entry.guard(), &reason) {
             Ok(true) => summary.cleaned += 1,
             Ok(false) => info!("  ⏭️ 跳过: Token 已被其他程序更改"),
             Err(error @ DbError::Lost(_)) => return Err(error),

@@ -58,7 +58,7 @@ pub fn user_name(token: &Token) -> String {
 
 /// When a token was last used, for people.
 pub fn last_used(token: &Token) -> String {
-    token.last_used.map_or_else(|| "从未".to_owned(), |at| at.to_string())
+    token.last_used().map_or_else(|| "从未".to_owned(), |at| at.to_string())
 }
 
 /// A text from a token's document, which may repeat the token itself.

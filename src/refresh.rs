@@ -55,7 +55,7 @@ pub fn run(context: &Context) -> Summary {
 /// A token that the API called invalid.
 struct Condemned {
     id: ObjectId,
-    access_token: AccessToken,
+    guard: Guard,
     name: String,
     reason: String,
 }
@@ -158,15 +158,10 @@ impl Run<'_> {
             self.unreachable_in_a_row = 0;
         }
         match checked {
-            Checked::Valid => return self.mark_used(token, access_token),
+            Checked::Valid => return self.mark_used(token),
             Checked::Invalid(reason) => {
                 warn!("  ⚠️ Token 已失效: {reason}");
-                self.condemned.push(Condemned {
-                    id: token.id,
-                    access_token: access_token.clone(),
-                    name,
-                    reason,
-                });
+                self.condemned.push(Condemned { id: token.id, guard: token.guard(), name, reason });
             }
             Checked::Failed(reason) => self.fail(&reason),
             Checked::Unreachable(reason) => {
@@ -178,7 +173,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn mark_used(&mut self, token: &Token, access_token: &AccessToken) -> Result<(), DbError> {
+    fn mark_used(&mut self, token: &Token) -> Result<(), DbError> {
         if self.context.args.dry_run {
             info!("  ✅ Token 有效 (试运行: 未写入)");
             self.spared.insert(token.id);
@@ -186,7 +181,7 @@ impl Run<'_> {
             return Ok(());
         }
         let now = self.context.clock.wall_now();
-        match self.store.mark_used(token.id, access_token, now) {
+        match self.store.mark_used(token, now) {
             Ok(true) => {
                 info!("  ✅ Token 有效，已更新使用时间");
                 self.summary.success += 1;
@@ -225,14 +220,14 @@ impl Run<'_> {
                 self.summary.withheld += 1;
                 continue;
             }
-            let Condemned { id, access_token, name, reason } = token;
+            let Condemned { id, guard, name, reason } = token;
             if args.dry_run {
                 info!("  🗑️ 试运行: 将删除失效 Token: 名片 '{name}'");
                 self.spared.insert(id);
                 self.summary.deleted += 1;
                 continue;
             }
-            match self.store.recycle(id, Guard::AccessToken(&access_token), &reason) {
+            match self.store.recycle(id, &guard, &reason) {
                 Ok(true) => {
                     info!("  🗑️ 已删除失效 Token: 名片 '{name}'");
                     self.summary.deleted += 1;

@@ -78,12 +78,12 @@ fn refresh(context: &Context, store: &Store, token: &Token, summary: &mut Summar
         Some(access_token) => check(&Api::new(&context.settings, &context.args), access_token, true),
         None => Checked::Failed("没有可用的 access_token".to_owned()),
     };
-    match (checked, &token.access_token) {
-        (Checked::Valid, Some(access_token)) => {
+    match checked {
+        Checked::Valid => {
             let now = context.clock.wall_now();
             if context.args.dry_run {
                 info!("✅ Token 有效 (试运行: 未写入)");
-            } else if store.mark_used(token.id, access_token, now)? {
+            } else if store.mark_used(token, now)? {
                 info!("新的最后使用时间: {now}");
                 info!("✅ 刷新成功");
             } else {
@@ -94,15 +94,14 @@ fn refresh(context: &Context, store: &Store, token: &Token, summary: &mut Summar
             summary.success = 1;
             return Ok(true);
         }
-        (Checked::Invalid(reason), _) => {
+        Checked::Invalid(reason) => {
             warn!("⚠️ Token 已失效: {reason} (自检不删除)");
             summary.withheld = 1;
         }
-        (Checked::Failed(reason) | Checked::Unreachable(reason), _) => {
+        Checked::Failed(reason) | Checked::Unreachable(reason) => {
             warn!("⚠️ 刷新失败: {reason}");
             summary.failed = 1;
         }
-        (Checked::Valid, None) => {}
     }
     Ok(false)
 }

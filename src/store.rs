@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
-use mongodb::bson::{DateTime, Document, doc, rawdoc};
+use mongodb::bson::{Bson, DateTime, Document, doc, rawdoc};
 use mongodb::options::{
     Acknowledgment, ClientOptions, CollectionOptions, ReadPreference, SelectionCriteria, WriteConcern,
 };
@@ -49,6 +49,11 @@ impl Entry {
     pub fn last_used(&self) -> Option<WallTime> {
         (self.last_used != i64::MIN).then_some(WallTime(self.last_used))
     }
+
+    /// What a cleanup is decided on: that nobody has used the token since it was read.
+    pub fn guard(&self) -> Guard {
+        Guard(doc! { "_id": self.id, "last_used": DateTime::from_millis(self.last_used) })
+    }
 }
 
 /// The tokens of a run, least recently used first.
@@ -69,31 +74,33 @@ pub struct Token {
     pub access_token: Option<AccessToken>,
     /// `uname`.
     pub user: Option<String>,
-    /// `last_used`.
-    pub last_used: Option<WallTime>,
+    /// `last_used` as it is, of whatever type.
+    last_used: Bson,
     /// `card`, or the id within it where it is a `DBRef`.
     pub card_id: Option<ObjectId>,
     /// The card's `name`, when there is such a card.
     pub card_name: Option<String>,
 }
 
-/// The value that a deletion was decided on.
-#[derive(Clone, Copy)]
-pub enum Guard<'a> {
-    /// The token that the API called invalid.
-    AccessToken(&'a AccessToken),
-    /// The time that was too long ago.
-    LastUsed(WallTime),
-}
-
-impl Guard<'_> {
-    fn filter(self, id: ObjectId) -> Document {
-        match self {
-            Self::AccessToken(token) => doc! { "_id": id, "access_token": token.expose() },
-            Self::LastUsed(at) => doc! { "_id": id, "last_used": DateTime::from_millis(at.0) },
+impl Token {
+    /// When it was last used, if that is known.
+    pub fn last_used(&self) -> Option<WallTime> {
+        match self.last_used {
+            Bson::DateTime(at) => Some(WallTime(at.timestamp_millis())),
+            _ => None,
         }
     }
+
+    /// What a deletion by verdict is decided on: the token that the API called
+    /// invalid, and that nobody has used it since it was read.
+    pub fn guard(&self) -> Guard {
+        let token = self.access_token.as_ref().map(AccessToken::expose);
+        Guard(doc! { "_id": self.id, "access_token": token, "last_used": { "$eq": &self.last_used } })
+    }
 }
+
+/// What must still hold when a token is deleted. No `Debug`: it holds the secret.
+pub struct Guard(Document);
 
 /// Why a token was not put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,20 +235,25 @@ impl Store {
         Ok((count, self.with_card_names(&found)?))
     }
 
-    /// Sets `last_used` and `updated_at`, unless the token is no longer `checked`.
-    /// Returns whether it still was.
-    pub fn mark_used(&self, id: ObjectId, checked: &AccessToken, now: WallTime) -> Result<bool> {
+    /// Sets `last_used` and `updated_at`, unless somebody changed or used the
+    /// token since it was read. Returns whether it was set.
+    pub fn mark_used(&self, token: &Token, now: WallTime) -> Result<bool> {
         let now = DateTime::from_millis(now.0);
-        let change = doc! { "$set": { "last_used": now, "updated_at": now } };
-        let result =
-            retry(|_| self.tokens.update_one(Guard::AccessToken(checked).filter(id), change.clone()).run())?;
+        let Guard(mut filter) = token.guard();
+        let result = retry(|attempt| {
+            if attempt > 1 {
+                // An earlier try may have got through, only its answer did not.
+                filter.insert("last_used", doc! { "$in": [&token.last_used, now] });
+            }
+            let change = doc! { "$set": { "last_used": now, "updated_at": now } };
+            self.tokens.update_one(filter.clone(), change).run()
+        })?;
         Ok(result.matched_count == 1)
     }
 
-    /// Moves a token to the recycle bin, unless the guarded value has changed.
+    /// Moves a token to the recycle bin, unless what the guard says has changed.
     /// Returns whether it was moved.
-    pub fn recycle(&self, id: ObjectId, guard: Guard, reason: &str) -> Result<bool> {
-        let filter = guard.filter(id);
+    pub fn recycle(&self, id: ObjectId, Guard(filter): &Guard, reason: &str) -> Result<bool> {
         let Some(token) = retry(|_| self.tokens.find_one(filter.clone()).run())? else {
             return Ok(false);
         };
@@ -409,7 +421,7 @@ fn token_from(raw: &RawDocument) -> Option<Token> {
         id: raw.get_object_id("_id").ok()?,
         access_token: raw.get_str("access_token").ok().and_then(AccessToken::new),
         user: raw.get_str("uname").ok().map(str::to_owned),
-        last_used: date(raw, "last_used"),
+        last_used: raw.get("last_used").ok()?.map_or(Ok(Bson::Null), Bson::try_from).ok()?,
         card_id: card_id(raw),
         card_name: None,
     })
