@@ -38,7 +38,7 @@ pub fn measure(server: &Mongod, table: &mut Table) {
     let more = f64::from(TOKENS - 10_000);
     for (which, what) in [(1, "--shard 1/1000"), (2, "all")] {
         let bytes = peaks[which].iter().zip(&peaks[0]).map(|(peak, base)| (peak - base) * 1024.0 / more);
-        let name = format!("1,000,000 tokens, {what}: bytes a token more than for 10,000");
+        let name = format!("1,000,000 tokens, {what}: bytes a token beyond 10,000");
         table.add(&name, Limit::AtMost(24.0), bytes);
         let name = format!("1,000,000 tokens, {what}: peak memory, KiB");
         table.add(&name, Limit::None, peaks[which].iter().copied());

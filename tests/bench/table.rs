@@ -81,7 +81,7 @@ impl fmt::Display for Row {
             None => "",
         };
         let n = samples.len();
-        write!(f, "| {what:<58} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>2} | {verdict:<6} |")
+        write!(f, "| {what:<60} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>2} | {verdict:<6} |")
     }
 }
 
@@ -102,10 +102,10 @@ impl fmt::Display for Table {
         let head = ["median", "min", "max"];
         writeln!(
             f,
-            "| {:<58} | {:>9} | {:>8} | {:>8} | {:>8} | {:>2} | {:<6} |",
+            "| {:<60} | {:>9} | {:>8} | {:>8} | {:>8} | {:>2} | {:<6} |",
             "what", "target", head[0], head[1], head[2], "n", ""
         )?;
-        writeln!(f, "|{0:-<60}|{0:->10}:|{0:->9}:|{0:->9}:|{0:->9}:|{0:->3}:|{0:-<8}|", "")?;
+        writeln!(f, "|{0:-<62}|{0:->10}:|{0:->9}:|{0:->9}:|{0:->9}:|{0:->3}:|{0:-<8}|", "")?;
         self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
     }
 }
