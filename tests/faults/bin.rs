@@ -7,7 +7,7 @@ use super::Fate::{self, Kept, Recycled, Refreshed};
 use super::crash::kill_at;
 use super::support::{Mongod, Reply, Seed, Snapshot, Stub, TestDb, unique_token};
 use super::wire::Wire;
-use super::{add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative};
+use super::{add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, report, talkative};
 
 /// What an account may do in one database, and what becomes of a valid token, an invalid one, and
 /// one that the cleanup would take.
@@ -106,11 +106,7 @@ fn an_account_that_may_not_do_all_loses_nothing() {
                 .insert_one(doc! { "token": {}, "reason": "old", "deleted_at": old })
                 .run()
                 .expect("entry");
-            let api = Stub::start(|request| match request.token() {
-                token if token.contains("-invalid-") => Reply::invalid(),
-                token if token.contains("-busy-") => Reply::busy(),
-                _ => Reply::valid(),
-            });
+            let api = Stub::start(as_labelled);
             let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
             let outcome = run.env("MONGODB_URI", uri).go();
             let stopped = (account.code == 1).then_some("database");

@@ -6,17 +6,12 @@ use std::time::Duration;
 
 use mongodb::bson::doc;
 
-use super::support::{Mongod, PATIENCE, Reply, Snapshot, Stub, TestDb, await_true};
+use super::support::{Mongod, PATIENCE, Snapshot, Stub, TestDb, await_true};
 use super::wire::Wire;
-use super::{Fate, Gate, add_tokens, assert_fates, assert_report, each, id_of, refreshed, report, talkative};
-
-fn api() -> Stub {
-    Stub::start(|request| match request.token() {
-        token if token.contains("-invalid-") => Reply::invalid(),
-        token if token.contains("-busy-") => Reply::busy(),
-        _ => Reply::valid(),
-    })
-}
+use super::{
+    Fate, Gate, add_tokens, as_labelled, assert_fates, assert_report, each, id_of, refreshed, report,
+    talkative,
+};
 
 /// A token that was killed for is never between two states.
 #[track_caller]
@@ -89,7 +84,7 @@ pub fn kill_at(db: &TestDb, api: &Stub, args: &[&str], n: usize, answered: bool)
 fn killed_at_every_command_to_the_database() {
     let labels = ["invalid", "valid", "busy", "invalid", "valid", "invalid"];
     // As many commands as an undisturbed run has.
-    let api = api();
+    let api = Stub::start(as_labelled);
     let db = Mongod::shared().fresh_db();
     add_tokens(&db, &labels);
     let wire = Wire::to(Mongod::shared().host(), |_| true);
@@ -137,7 +132,7 @@ fn killed_at_any_time() {
         let db = Mongod::shared().fresh_db();
         add_tokens(&db, &labels);
         let before = db.snapshot();
-        let api = api();
+        let api = Stub::start(as_labelled);
         let wire = Wire::to(Mongod::shared().host(), |_| {
             thread::sleep(SLOW);
             true

@@ -10,9 +10,11 @@ use mongodb::bson::doc;
 
 use super::Fate::{Recycled, Refreshed};
 use super::crash::assert_whole;
-use super::support::{Mongod, Outcome, PATIENCE, ReplicaSet, Reply, Signal, Stub, TestDb, await_true};
+use super::support::{Mongod, Outcome, PATIENCE, ReplicaSet, Signal, Stub, TestDb, await_true};
 use super::wire::Wire;
-use super::{Gate, add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative};
+use super::{
+    Gate, add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, report, talkative,
+};
 
 /// Three that go and three that stay; the last one is written after all others are judged.
 const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "valid"];
@@ -20,7 +22,7 @@ const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "v
 fn api(on_check: impl Fn(usize) + Send + Sync + 'static) -> Stub {
     Stub::start(move |request| {
         on_check(request.number);
-        if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
+        as_labelled(request)
     })
 }
 

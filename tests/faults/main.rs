@@ -23,7 +23,7 @@ use std::thread;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, Document, RawDocumentBuf};
 use serde_json::{Value, json};
-use support::{Outcome, Run, Seed, Snapshot, Stub, TestDb};
+use support::{Outcome, Reply, Request, Run, Seed, Snapshot, Stub, TestDb};
 use support::{unique_token, wall_clock, wall_clock_days_ago};
 
 /// What the API says of one token, in the words of the verdict table.
@@ -90,6 +90,16 @@ fn assert_report(outcome: &Outcome, expected: &Value) {
             .filter_map(|field| expected[field].as_u64())
             .sum();
         assert_eq!(expected["total"], sum);
+    }
+}
+
+/// The reply that the label of a token asks for.
+fn as_labelled(request: &Request) -> Reply {
+    match request.token() {
+        token if token.contains("-invalid-") => Reply::invalid(),
+        token if token.contains("-busy-") => Reply::busy(),
+        token if token.contains("-close-") => Reply::close(),
+        _ => Reply::valid(),
     }
 }
 

@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::Verdict::{Failed, Invalid, Unreachable, Valid};
 use super::support::{Certificate, Mongod, Proxy, Reply, Run, Stub, TestDb, free_port, tls};
-use super::{Fate, Verdict, add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative};
+use super::{
+    Fate, Verdict, add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, report, talkative,
+};
 
 /// How long the program waits for one of the replies that never come.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -326,9 +328,8 @@ fn every_reply_to_one_token_some_and_all() {
                 .collect();
             let reply = reply.clone();
             let api = Stub::start(move |request| match request.token() {
-                token if token.contains("-invalid-") => Reply::invalid(),
                 token if token.contains("-faulty-") => reply.clone(),
-                _ => Reply::valid(),
+                _ => as_labelled(request),
             });
             let timeout = TIMEOUT.as_secs().to_string();
             assert_all_modes(&db, &ids, &verdicts, || {
@@ -446,10 +447,7 @@ fn a_certificate_that_goes_bad_in_mid_run() {
             let db = Mongod::shared().fresh_db();
             let ids =
                 add_tokens(&db, &["invalid", "valid", "valid", "valid", "valid", "valid", "valid", "valid"]);
-            let good = Stub::start_tls(Certificate::Good, |request| {
-                if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
-                    .closing()
-            });
+            let good = Stub::start_tls(Certificate::Good, |request| as_labelled(request).closing());
             let bad = Stub::start_tls(bad, |_| Reply::invalid());
             let (good, bad, api) = (good.address(), bad.address(), (good, bad));
             let mut targets = vec![good, good, bad, bad];

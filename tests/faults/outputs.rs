@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use super::Fate::{Recycled, Refreshed};
-use super::support::{Mongod, PATIENCE, Reply, Run, Stub, Total, count, scratch_dir};
-use super::{Gate, add_tokens, assert_fates, each, fates_by_id};
+use super::support::{Mongod, PATIENCE, Run, Stub, Total, count, scratch_dir};
+use super::{Gate, add_tokens, as_labelled, assert_fates, each, fates_by_id};
 
 /// What is wrong with an output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +73,7 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
                 if request.number == 2 {
                     gate.wait();
                 }
-                if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
+                as_labelled(request)
             });
             let (logs, metrics) = (scratch_dir(), scratch_dir());
             let log = if trouble == FullLogFile { "/dev/full".into() } else { logs.join("sub/log") };

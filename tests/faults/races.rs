@@ -9,10 +9,10 @@ use mongodb::sync::Collection;
 use serde_json::Value;
 
 use super::support::{
-    Mongod, PATIENCE, Reply, Run, Seed, Stub, TestDb, Total, count, unique_token, wall_clock_days_ago,
+    Mongod, PATIENCE, Run, Seed, Stub, TestDb, Total, count, unique_token, wall_clock_days_ago,
 };
 use super::wire::Wire;
-use super::{Gate, assert_report, each, report, talkative};
+use super::{Gate, as_labelled, assert_report, each, report, talkative};
 
 /// What somebody else does to a token.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +129,7 @@ impl Cause {
 fn api(on_check: impl Fn(&str) + Send + Sync + 'static) -> Stub {
     Stub::start(move |request| {
         on_check(request.token());
-        if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
+        as_labelled(request)
     })
 }
 
@@ -202,7 +202,7 @@ fn two_runs_at_once_delete_a_token_once() {
                 if request.number == 1 && moment == Moment::Check {
                     at_check.wait();
                 }
-                if request.token().contains("-invalid-") { Reply::invalid() } else { Reply::valid() }
+                as_labelled(request)
             });
             let wire = Wire::to(Mongod::shared().host(), move |command| {
                 if !command.answered && moment == Moment::Command(command.number) {

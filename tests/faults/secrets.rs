@@ -12,7 +12,7 @@ use super::support::{
     Certificate, Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, free_port, mongod::PASSWORD, scratch_dir,
     tls, unique_token,
 };
-use super::{add_tokens, assert_report, each, report, talkative};
+use super::{add_tokens, as_labelled, assert_report, each, report, talkative};
 
 /// A run that says all it can, everywhere it can.
 fn everywhere(db: &TestDb, api: &Stub) -> Run {
@@ -166,9 +166,7 @@ fn no_name_shows_a_token() {
     let card = db.add_card(&name);
     let seed = Seed::new(&own).card(card).set("uname", name.as_str()).last_used_days_ago(41.0);
     db.add_all([seed, Seed::new(&other)]);
-    let api = Stub::start(
-        |request| if request.token().contains("-busy-") { Reply::busy() } else { Reply::valid() },
-    );
+    let api = Stub::start(as_labelled);
     let all: [&[&str]; 4] = [
         &["--self-test"],
         &["--dry-run", "--cleanup-days", "30"],

@@ -10,7 +10,8 @@ use super::matrix::run_of;
 use super::support::{Mongod, PATIENCE, Reply, Seed, Signal, Stub, unique_token};
 use super::wire::Wire;
 use super::{
-    Fate, Gate, Verdict, add_tokens, assert_fates, assert_report, each, fates_by_id, report, talkative,
+    Fate, Gate, Verdict, add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, report,
+    talkative,
 };
 
 /// What is waited for between two tries.
@@ -170,22 +171,17 @@ fn five_unreachable_in_a_row_or_all_of_fewer_end_the_run() {
         |row| (*row).to_owned(),
         |row| {
             let db = Mongod::shared().fresh_db();
-            let labels: Vec<String> = row.chars().map(|c| format!("reply{c}")).collect();
-            let ids = add_tokens(&db, &labels.iter().map(String::as_str).collect::<Vec<_>>());
+            let of = |c| match c {
+                'V' => ("valid", Valid),
+                'I' => ("invalid", Invalid),
+                'F' => ("busy", Failed),
+                _ => ("close", Unreachable),
+            };
+            let (labels, verdicts): (Vec<_>, Vec<_>) = row.chars().map(of).unzip();
+            let ids = add_tokens(&db, &labels);
             let before = db.snapshot();
-            let api = Stub::start(|request| match request.token() {
-                token if token.contains("-replyV-") => Reply::valid(),
-                token if token.contains("-replyI-") => Reply::invalid(),
-                token if token.contains("-replyF-") => Reply::busy(),
-                _ => Reply::close(),
-            });
-            let verdicts = row.chars().map(|c| match c {
-                'V' => Valid,
-                'I' => Invalid,
-                'F' => Failed,
-                _ => Unreachable,
-            });
-            let (mut expected, fates) = run_of(&db, &verdicts.collect::<Vec<_>>());
+            let api = Stub::start(as_labelled);
+            let (mut expected, fates) = run_of(&db, &verdicts);
             // No cleanup after an early stop, and none of a token that was just refreshed.
             let outcome = talkative(&db, &api).args(["--retries", "0", "--cleanup-days", "30"]).go();
             assert_report(&outcome, &expected);
@@ -247,7 +243,7 @@ fn the_delete_limit_holds_back_all_or_nothing() {
         |row| format!("{row:?}"),
         |&((tokens, to_go, limit, held), by_verdict)| {
             let db = Mongod::shared().fresh_db();
-            let label = |i| if i < to_go { "go" } else { "stay" };
+            let label = |i| if i < to_go { "invalid" } else { "valid" };
             let labels: Vec<_> = (0..tokens).map(label).collect();
             let ids = if by_verdict {
                 add_tokens(&db, &labels)
@@ -258,10 +254,7 @@ fn the_delete_limit_holds_back_all_or_nothing() {
                 }))
             };
             let before = db.snapshot();
-            let api = Stub::start(|request| match request.token() {
-                token if token.contains("-go-") => Reply::invalid(),
-                _ => Reply::valid(),
-            });
+            let api = Stub::start(as_labelled);
             let run = || {
                 let run = talkative(&db, &api);
                 // Nothing was used within a day: no token is refreshed.
@@ -362,11 +355,7 @@ fn a_signal_ends_the_run_after_the_token_at_hand() {
                     }
                     _ => {}
                 }
-                match request.token() {
-                    token if token.contains("-invalid-") => Reply::invalid(),
-                    token if token.contains("-busy-") => Reply::busy(),
-                    _ => Reply::valid(),
-                }
+                as_labelled(request)
             });
             let wire = Wire::to(Mongod::shared().host(), move |command| {
                 let is_deletion = command.what == "delete baoming_tokens" && !command.answered;
