@@ -18,10 +18,11 @@ pub fn run() -> Result<(), Box<dyn Error>> {
         client.database(&env::var("MONGODB_DB_NAME")?).collection::<RawDocumentBuf>("baoming_tokens");
     let url = env::var("BAOMING_API_BASE")? + "/enroll/v3/detail";
     let agent: Agent = Agent::config_builder().user_agent(USER_AGENT).build().into();
-    let mut cursor = tokens.find(doc! {}).projection(doc! { "access_token": 1 }).run()?;
+    let mut cursor = tokens.find(doc! {}).projection(doc! { "access_token": 1, "last_used": 1 }).run()?;
     while cursor.advance()? {
         let token = cursor.current();
         let (id, access_token) = (token.get_object_id("_id")?, token.get_str("access_token")?);
+        let used = token.get_datetime("last_used")?;
         let call = agent
             .get(&url)
             .query("eid", "69844bcf8eaa2449c7a37fae")
@@ -32,7 +33,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
         // To its end, or the connection would not be used again.
         call.call()?.body_mut().read_to_vec()?;
         let now = DateTime::now();
-        let guard = doc! { "_id": id, "access_token": access_token };
+        let guard = doc! { "_id": id, "access_token": access_token, "last_used": { "$eq": used } };
         tokens.update_one(guard, doc! { "$set": { "last_used": now, "updated_at": now } }).run()?;
     }
     Ok(())
