@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mongodb::bson::doc;
 
-use super::support::{Mongod, PATIENCE, Snapshot, Stub, TestDb, await_true};
+use super::support::{Mongod, PATIENCE, Seed, Snapshot, Stub, TestDb, await_true, unique_token};
 use super::wire::Wire;
 use super::{
     Fate, Gate, add_tokens, as_labelled, assert_fates, assert_report, each, id_of, refreshed, report,
@@ -44,6 +44,7 @@ fn assert_completed(db: &TestDb, before: &Snapshot, api: &Stub) {
         token.expect("a token").get_str("access_token").expect("text").to_owned()
     };
     assert_fates(db, &again, |id| match label(id) {
+        token if token.contains("-unused-") => Fate::Recycled,
         token if token.contains("-busy-") => Fate::Kept,
         token if token.contains("-valid-") => Fate::Refreshed,
         _ => Fate::Recycled,
@@ -82,17 +83,22 @@ pub fn kill_at(db: &TestDb, api: &Stub, args: &[&str], n: usize, answered: bool)
 
 #[test]
 fn killed_at_every_command_to_the_database() {
-    let labels = ["invalid", "valid", "busy", "invalid", "valid", "invalid"];
+    const CLEANUP: [&str; 2] = ["--cleanup-days", "30"];
+    let seed = |db: &TestDb| {
+        // The cleanup takes this one: its API is busy, and nobody used it for long.
+        db.add(Seed::new(&unique_token("unused-busy")).last_used_days_ago(41.0));
+        add_tokens(db, &["invalid", "valid", "busy", "invalid", "valid", "invalid"]);
+    };
     // As many commands as an undisturbed run has.
     let api = Stub::start(as_labelled);
     let db = Mongod::shared().fresh_db();
-    add_tokens(&db, &labels);
+    seed(&db);
     let wire = Wire::to(Mongod::shared().host(), |_| true);
-    let undisturbed = talkative(&db, &api).env("MONGODB_URI", wire.uri()).go().expect(3);
-    let expected = report(&db, 3, None, &[("total", 6), ("success", 2), ("failed", 1), ("deleted", 3)]);
-    assert_report(&undisturbed, &expected);
+    let undisturbed = talkative(&db, &api).args(CLEANUP).env("MONGODB_URI", wire.uri()).go();
+    let counts = [("total", 7), ("success", 2), ("failed", 2), ("deleted", 3), ("cleaned", 1)];
+    assert_report(&undisturbed, &report(&db, 3, None, &counts));
     let commands = wire.commands();
-    assert!(commands > 15, "{commands} commands");
+    assert!(commands > 20, "{commands} commands");
 
     let moments: Vec<_> = (1..=commands).flat_map(|n| [(n, false), (n, true)]).collect();
     each(
@@ -100,9 +106,9 @@ fn killed_at_every_command_to_the_database() {
         |(n, answered)| format!("command {n}, answered: {answered}"),
         |&(n, answered)| {
             let db = Mongod::shared().fresh_db();
-            add_tokens(&db, &labels);
+            seed(&db);
             let before = db.snapshot();
-            kill_at(&db, &api, &[], n, answered);
+            kill_at(&db, &api, &CLEANUP, n, answered);
             assert_whole(&db, &before);
             assert_completed(&db, &before, &api);
         },
