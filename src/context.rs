@@ -6,7 +6,7 @@ use log::{error, info, warn};
 use crate::args::Args;
 use crate::clock::Clock;
 use crate::db_error::DbError;
-use crate::output::clean;
+use crate::output::{clean, presentable};
 use crate::settings::Settings;
 use crate::store::{Store, Token};
 
@@ -48,25 +48,17 @@ impl Context {
 
 /// The name of a token's card, safe to show.
 pub fn card_name(token: &Token) -> String {
-    show(token, token.card_name.as_deref().unwrap_or("已删除的名片"))
+    presentable(token.card_name.as_deref().unwrap_or("已删除的名片"), token.access_token.as_ref())
 }
 
 /// The name of a token's user, safe to show.
 pub fn user_name(token: &Token) -> String {
-    show(token, token.user.as_deref().unwrap_or("未知"))
+    presentable(token.user.as_deref().unwrap_or("未知"), token.access_token.as_ref())
 }
 
 /// When a token was last used, for people.
 pub fn last_used(token: &Token) -> String {
     token.last_used().map_or_else(|| "从未".to_owned(), |at| at.to_string())
-}
-
-/// A text from a token's document, which may repeat the token itself.
-fn show(token: &Token, text: &str) -> String {
-    match &token.access_token {
-        Some(secret) => clean(&secret.redact(text)),
-        None => clean(text),
-    }
 }
 
 /// Says that the delete limit held a step back.

@@ -13,13 +13,11 @@ use serde_json::Value;
 
 use crate::context::{Context, DOUBLE_LINE};
 use crate::db_error::DbError;
-use crate::output::{clean, shorten};
+use crate::output::{clean, presentable};
 use crate::secret::AccessToken;
 use crate::stop;
 use crate::store::{NewToken, Store};
 use crate::summary::Summary;
-
-const KEY_CHARS: usize = 40;
 
 #[derive(Deserialize)]
 struct LegacyToken {
@@ -85,7 +83,7 @@ fn import_all(
             return Ok(());
         }
         let Some(card_id) = card_id(&key) else {
-            warn!("  ⏭️ 跳过: 无法识别的键 '{}'", shorten(&clean(&key), KEY_CHARS));
+            warn!("  ⏭️ 跳过: 无法识别的键 '{}'", presentable(&key, None));
             summary.skipped += 1;
             continue;
         };
@@ -95,7 +93,7 @@ fn import_all(
             continue;
         };
         let names = store.card_names([card_id].into_iter())?;
-        let Some(name) = names.get(&card_id).map(|name| clean(&token.access_token.redact(name))) else {
+        let Some(name) = names.get(&card_id).map(|name| presentable(name, Some(&token.access_token))) else {
             warn!("  ⏭️ 跳过: 名片 {card_id} 不存在");
             summary.skipped += 1;
             continue;

@@ -12,11 +12,15 @@ use serde_json::json;
 
 use crate::args::Args;
 use crate::clock::Clock;
+use crate::secret::{AccessToken, mask_suspicious};
 use crate::summary::Summary;
 
 /// The log target of this program's own lines; all others are dropped, because
 /// HTTP and database libraries log requests with tokens in them.
 const LOG_TARGET: &str = env!("CARGO_CRATE_NAME");
+
+/// How much of a text from outside is printed.
+const SHOWN_CHARS: usize = 100;
 
 /// A text from outside, made harmless: control characters, line separators and
 /// bidirectional overrides could forge a log line or drive the terminal.
@@ -37,8 +41,16 @@ pub fn clean(text: &str) -> String {
     out
 }
 
+/// A text from outside, fit to be printed: harmless, and without tokens, be it
+/// `own` or somebody else's.
+pub fn presentable(text: &str, own: Option<&AccessToken>) -> String {
+    let text = shorten(text, 4 * SHOWN_CHARS);
+    let redacted = own.map_or_else(|| text.clone(), |token| token.redact(&text));
+    shorten(&clean(&mask_suspicious(&redacted)), SHOWN_CHARS)
+}
+
 /// `text` cut to at most `max_chars` characters, the cut marked.
-pub fn shorten(text: &str, max_chars: usize) -> String {
+fn shorten(text: &str, max_chars: usize) -> String {
     match text.char_indices().nth(max_chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

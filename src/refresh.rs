@@ -11,8 +11,8 @@ use crate::cleanup;
 use crate::clock::WallTime;
 use crate::context::{Context, DOUBLE_LINE, bin_hint, card_name, last_used, user_name, warn_held_back};
 use crate::db_error::DbError;
-use crate::output::{clean, shorten};
-use crate::secret::{AccessToken, mask_suspicious};
+use crate::output::presentable;
+use crate::secret::AccessToken;
 use crate::stop;
 use crate::store::{CHUNK, Guard, Store, Token};
 use crate::summary::Summary;
@@ -20,7 +20,6 @@ use crate::verdict::{Verdict, judge};
 
 /// So many unreachable tokens in a row mean that the API is down.
 const UNREACHABLE_IN_A_ROW: usize = 5;
-const MESSAGE_CHARS: usize = 100;
 
 const SINGLE_LINE: &str = "------------------------------------------------------------";
 
@@ -316,10 +315,6 @@ pub enum Checked {
 
 /// Asks the API about a token and judges the reply.
 pub fn check(api: &Api, token: &AccessToken, is_patient: bool) -> Checked {
-    let safe = |text: &str| {
-        let masked = mask_suspicious(&token.redact(text));
-        shorten(&clean(&masked), MESSAGE_CHARS)
-    };
     let (status, body) = match api.check(token, is_patient) {
         Answer::Reply { status, body } => (status, body),
         Answer::Unreachable(reason) => return Checked::Unreachable(reason),
@@ -330,7 +325,7 @@ pub fn check(api: &Api, token: &AccessToken, is_patient: bool) -> Checked {
             debug!("  📡 [API] 获取报名详情成功{}", token.redact(&info_id));
             Checked::Valid
         }
-        Verdict::Invalid { message } => Checked::Invalid(safe(&message)),
-        Verdict::Failed { reason } => Checked::Failed(safe(&reason)),
+        Verdict::Invalid { message } => Checked::Invalid(presentable(&message, Some(token))),
+        Verdict::Failed { reason } => Checked::Failed(presentable(&reason, Some(token))),
     }
 }

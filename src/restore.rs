@@ -4,7 +4,7 @@ use log::{error, info, warn};
 
 use crate::context::Context;
 use crate::db_error::DbError;
-use crate::output::clean;
+use crate::output::presentable;
 use crate::stop;
 use crate::store::{Restored, Store};
 use crate::summary::Summary;
@@ -43,7 +43,7 @@ fn restore_all(context: &Context, store: &Store, hours: u32, summary: &mut Summa
         };
         let names = store.card_names(entry.card_id().into_iter())?;
         let name = names.into_values().next();
-        let name = clean(name.as_deref().unwrap_or("已删除的名片"));
+        let name = presentable(name.as_deref().unwrap_or("已删除的名片"), None);
         let restored = match store.restore(&entry, context.args.dry_run) {
             Err(error) if !error.is_fatal() => {
                 warn!("  ⚠️ 未恢复: 名片 '{name}'，{error}");

@@ -6,6 +6,9 @@ use std::fmt;
 /// How many characters of a token may be shown.
 const SHOWN_CHARS: usize = 4;
 
+/// So many characters from the middle of a token give it away; fewer may be a common word.
+const TELLING_CHARS: usize = 10;
+
 /// A text without blanks at least this long may be somebody's token.
 const SUSPICIOUS_CHARS: usize = 16;
 
@@ -24,14 +27,33 @@ impl AccessToken {
         &self.0
     }
 
-    /// `text` with every occurrence of this token masked.
+    /// `text` without whatever it repeats of this token: its beginning, or any long part.
     pub fn redact(&self, text: &str) -> String {
-        if self.0.chars().count() > SHOWN_CHARS {
-            text.replace(&self.0, &self.to_string())
-        } else {
-            text.to_owned()
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(next) = rest.chars().next() {
+            let beginning = shared_start(rest, &self.0);
+            let part = self.0.char_indices().map(|(at, _)| shared_start(rest, &self.0[at..]));
+            let part = part.max().unwrap_or(0);
+            let taken = if rest[..beginning].chars().count() > SHOWN_CHARS {
+                out += &masked(&rest[..beginning]);
+                beginning
+            } else if rest[..part].chars().count() >= TELLING_CHARS {
+                out.push('…');
+                part
+            } else {
+                out.push(next);
+                next.len_utf8()
+            };
+            rest = &rest[taken..];
         }
+        out
     }
+}
+
+/// How many bytes two texts have in common from their start, in whole characters.
+fn shared_start(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 impl fmt::Display for AccessToken {
@@ -111,6 +133,10 @@ mod tests {
     fn a_text_that_repeats_the_token_is_redacted() {
         assert_eq!(token("secret-7").redact("a secret-7 b secret-7"), "a secr… b secr…");
         assert_eq!(token("ab").redact("abba"), "abba");
+        let long = token("0123-valid-456789abcdef");
+        assert_eq!(long.redact("valid 0123-v 0123 012"), "valid 0123… 0123 012");
+        assert_eq!(long.redact("id-456789ab, 6789abcdef"), "…, …");
+        assert_eq!(long.redact("名片 456789abc"), "名片 456789abc");
     }
 
     #[test]
