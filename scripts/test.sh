@@ -51,4 +51,5 @@ trap 'rm -f "$TEST_TOTALS"' EXIT
 cargo test --quiet --locked "$@"
 
 echo 'Over all tests:'
-awk '{ n = $1; $1 = ""; sum[$0] += n } END { for (name in sum) printf "%8d%s\n", sum[name], name }' "$TEST_TOTALS"
+awk '{ n = $1; $1 = ""; sum[$0] += n; bad += n * /tokens lost|secrets leaked/ }
+    END { for (name in sum) printf "%8d%s\n", sum[name], name; exit bad > 0 }' "$TEST_TOTALS"

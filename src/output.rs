@@ -44,9 +44,9 @@ pub fn clean(text: &str) -> String {
 /// A text from outside, fit to be printed: harmless, and without tokens, be it
 /// `own` or somebody else's.
 pub fn presentable(text: &str, own: Option<&AccessToken>) -> String {
-    let text = shorten(text, 4 * SHOWN_CHARS);
-    let redacted = own.map_or_else(|| text.clone(), |token| token.redact(&text));
-    shorten(&clean(&mask_suspicious(&redacted)), SHOWN_CHARS)
+    let masked = mask_suspicious(&shorten(text, 4 * SHOWN_CHARS));
+    let redacted = own.map_or_else(|| masked.clone(), |token| token.redact(&masked));
+    shorten(&clean(&redacted), SHOWN_CHARS)
 }
 
 /// `text` cut to at most `max_chars` characters, the cut marked.

@@ -257,6 +257,9 @@ impl Store {
         let Some(token) = retry(|_| self.tokens.find_one(filter.clone()).run())? else {
             return Ok(false);
         };
+        // The copy must be the document as it is deleted.
+        let mut filter = filter.clone();
+        filter.insert("updated_at", doc! { "$eq": field(&token, "updated_at") });
         // The id is made here, so that a second try does not write a second entry.
         let entry_id = ObjectId::new();
         let entry = rawdoc! {
@@ -421,10 +424,15 @@ fn token_from(raw: &RawDocument) -> Option<Token> {
         id: raw.get_object_id("_id").ok()?,
         access_token: raw.get_str("access_token").ok().and_then(AccessToken::new),
         user: raw.get_str("uname").ok().map(str::to_owned),
-        last_used: raw.get("last_used").ok()?.map_or(Ok(Bson::Null), Bson::try_from).ok()?,
+        last_used: field(raw, "last_used"),
         card_id: card_id(raw),
         card_name: None,
     })
+}
+
+/// A field of whatever type; null when it is missing.
+fn field(raw: &RawDocument, name: &str) -> Bson {
+    raw.get(name).ok().flatten().and_then(|value| value.try_into().ok()).unwrap_or(Bson::Null)
 }
 
 fn date(raw: &RawDocument, field: &str) -> Option<WallTime> {

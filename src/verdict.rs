@@ -58,11 +58,13 @@ pub fn judge(status: u16, body: &[u8]) -> Verdict {
     if status != 200 {
         return failed(format!("HTTP {status}"));
     }
-    // serde would also read an array into a struct.
-    if body.trim_ascii_start().first() != Some(&b'{') {
+    // serde would not look at the bytes of fields that we do not know, and would
+    // also read an array into a struct.
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    if !text.trim_start().starts_with('{') {
         return failed("响应不是 JSON 对象".to_owned());
     }
-    let Ok(reply) = serde_json::from_slice::<Reply>(body) else {
+    let Ok(reply) = serde_json::from_str::<Reply>(text) else {
         return failed("响应不是有效的 JSON".to_owned());
     };
     let Some(is_zero) = reply.sta.and_then(|sta| integer_is_zero(sta.get())) else {
@@ -338,6 +340,13 @@ mod tests {
                 _ => FAILED,
             };
             prop_assert_eq!(verdict(status, value.to_string().as_bytes()), expected);
+        }
+
+        #[test]
+        fn no_body_that_is_not_utf8_condemns(message in message(), place in any::<prop::sample::Index>()) {
+            let mut body = serde_json::json!({ "x": "y", "sta": -1, "msg": message }).to_string().into_bytes();
+            body.insert(place.index(body.len()), 0xff);
+            prop_assert_eq!(verdict(200, &body), FAILED);
         }
 
         #[test]

@@ -527,7 +527,9 @@ fn cleanup_spares_what_was_used_or_deleted_since_it_was_listed() {
     let api = Stub::always(Reply::valid());
     // So long a list that the pipe is full before its end: the program stands still there, with
     // everything decided and nothing deleted.
-    let ids = add_used(&db, &"名".repeat(1000), 100, 40.0);
+    let card = db.add_card(&"名".repeat(1000));
+    let seed = |_| Seed::new(&unique_token("unused")).card(card).last_used_days_ago(40.0);
+    let ids = db.add_all((0..500).map(seed));
     let run = Run::new(&db, &api).args(["--max-age-days=1", "--cleanup-days=30", "--max-delete=100%"]);
     let mut child = run.command().stdout(Stdio::piped()).spawn().expect("the program");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok);
@@ -538,7 +540,7 @@ fn cleanup_spares_what_was_used_or_deleted_since_it_was_listed() {
     let rest: Vec<String> = lines.collect();
     assert!(child.wait().expect("end").success());
     let tail = rest[rest.len() - 3..].join("\n");
-    assert!(tail.ends_with("  ✅ 已清理 98 个过期 Token"), "{tail}");
+    assert!(tail.ends_with("  ✅ 已清理 498 个过期 Token"), "{tail}");
     assert_eq!(rest.iter().filter(|line| line.contains("⏭️ 跳过")).count(), 2, "{tail}");
     assert!(db.token(ids[0]).is_some());
     let bin = db.bin().distinct("token._id", doc! {}).run().expect("bin");
