@@ -1,7 +1,6 @@
 //! The database goes away while the program works: killed, frozen, stepped down, or a single
 //! command or answer is lost. What can be waited for costs nothing; what cannot, deletes nothing.
 
-use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use mongodb::bson::doc;
 
 use super::Fate::{Recycled, Refreshed};
 use super::crash::assert_whole;
-use super::support::{Mongod, Outcome, PATIENCE, ReplicaSet, Signal, Stub, TestDb, await_true};
+use super::support::{Mongod, Outcome, PATIENCE, ReplicaSet, Signal, Stub, TestDb};
 use super::wire::Wire;
 use super::{
     Gate, add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, report, talkative,
@@ -89,19 +88,6 @@ fn outages() -> Vec<Row> {
     ]
 }
 
-/// Stops the server, and waits until it has really stopped.
-fn freeze(server: &Mongod) {
-    server.freeze();
-    let threads = format!("/proc/{}/task", server.pid().as_raw_nonzero());
-    await_true("all threads to stop", || {
-        fs::read_dir(&threads).expect("threads").flatten().all(|thread| {
-            // `pid (name) state …`; a thread that has ended stopped, too.
-            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
-        })
-    });
-}
-
 /// A run during which the server goes away, and maybe comes back.
 fn disturbed_run(server: &Mongod, db: &TestDb, &(when, harm, back_after, _): &Row) -> Outcome {
     let bring_back = || match harm {
@@ -133,7 +119,7 @@ fn disturbed_run(server: &Mongod, db: &TestDb, &(when, harm, back_after, _): &Ro
     reached.recv_timeout(PATIENCE).expect("the moment");
     match harm {
         Harm::Kill => server.kill(),
-        Harm::Freeze => freeze(server),
+        Harm::Freeze => server.freeze(),
     }
     drop(go);
     if let Some(seconds) = back_after {

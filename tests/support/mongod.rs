@@ -208,6 +208,15 @@ impl Mongod {
     pub fn freeze(&self) {
         count(Total::Faults, 1);
         kill_process(self.pid(), Signal::STOP).expect("SIGSTOP");
+        // The signal takes effect a moment later.
+        let threads = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        await_true("all threads to stop", || {
+            fs::read_dir(&threads).expect("threads").flatten().all(|thread| {
+                // `pid (name) state …`; a thread that has ended stopped, too.
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            })
+        });
     }
 
     /// Lets a frozen server go on.
