@@ -81,7 +81,7 @@ impl fmt::Display for Row {
             None => "",
         };
         let n = samples.len();
-        write!(f, "| {what:<60} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>2} | {verdict:<6} |")
+        write!(f, "| {what:<60} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>3} | {verdict:<6} |")
     }
 }
 
@@ -99,13 +99,12 @@ impl fmt::Display for Limit {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["median", "min", "max"];
         writeln!(
             f,
-            "| {:<60} | {:>9} | {:>8} | {:>8} | {:>8} | {:>2} | {:<6} |",
-            "what", "target", head[0], head[1], head[2], "n", ""
+            "| {:<60} | {:>9} | {:>8} | {:>8} | {:>8} | {:>3} | {:<6} |",
+            "what", "target", "median", "min", "max", "n", ""
         )?;
-        writeln!(f, "|{0:-<62}|{0:->10}:|{0:->9}:|{0:->9}:|{0:->9}:|{0:->3}:|{0:-<8}|", "")?;
+        writeln!(f, "|{0:-<62}|{0:->10}:|{0:->9}:|{0:->9}:|{0:->9}:|{0:->4}:|{0:-<8}|", "")?;
         self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
     }
 }
