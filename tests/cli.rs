@@ -1,11 +1,8 @@
 //! The command line and the environment: every flag and variable takes effect, everything bad is
 //! one clear line, and every exit code means what it says.
 
-#[path = "support/compare.rs"]
-mod compare;
 mod support;
 
-use compare::{assert_text, timeless};
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
@@ -15,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+use support::compare::{assert_text, timeless};
 use support::{
     Certificate, Mongod, Outcome, Proxy, Reply, Request, Run, Seed, Stub, free_port, scratch_dir, tls,
     unique_token,

@@ -1,15 +1,13 @@
 //! Many machines: the parts of `--shard`, and two runs over the same tokens at the same time.
 
-#[path = "support/compare.rs"]
-mod compare;
 mod support;
 
-use compare::assert_refreshed;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, doc};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
+use support::compare::assert_refreshed;
 use support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
 
 /// Adds tokens that were last used so many days ago, written by as many applications.

@@ -1,17 +1,14 @@
 //! The static file does the main job in a folder that holds nothing else: no libc, no
 //! certificates, no zoneinfo, no resolv.conf, no /etc/passwd. `scripts/smoke.sh` runs this.
 
-#[allow(dead_code)] // a part of it is for other tests
-#[path = "support/compare.rs"]
-mod compare;
 mod support;
 
-use compare::{assert_refreshed, date};
 use mongodb::bson::{DateTime, RawDocumentBuf, doc};
 use rustix::process::geteuid;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use support::compare::{assert_refreshed, date};
 use support::{
     Certificate, Mongod, Reply, Run, Seed, Stub, TestDb, command, scratch_dir, tls, unique_token, wall_clock,
 };

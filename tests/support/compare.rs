@@ -1,9 +1,6 @@
 //! Whole outputs and whole documents, compared with what they must be.
 
-// Each test binary uses a part of this.
-#![allow(dead_code)]
-
-use crate::support::wall_clock;
+use super::wall_clock;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
 use mongodb::bson::{DateTime, RawDocumentBuf};

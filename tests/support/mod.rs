@@ -8,6 +8,7 @@
 // Each test binary, the example and the benchmark use a part of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod compare;
 pub mod mongod;
 pub mod proxy;
 pub mod run;
