@@ -1,11 +1,16 @@
 //! The enroll API over HTTP: one token in, status and body out, with retries.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use log::debug;
+use ureq::config::Config;
+use ureq::http::Uri;
 use ureq::tls::TlsConfig;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Error};
 
 use crate::args::Args;
@@ -20,6 +25,8 @@ const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/
 const REFERER: &str = "https://p.baominggongju.com/";
 const MAX_BODY_BYTES: u64 = 1024 * 1024;
 const MAX_WAIT_SECS: u64 = 60;
+/// How long a looked-up address is good for.
+const ADDRESS_AGE: Duration = Duration::from_secs(60);
 
 /// What became of one check.
 pub enum Answer {
@@ -37,6 +44,7 @@ pub enum Answer {
 /// One run's connection to the API.
 pub struct Api {
     agent: Agent,
+    addresses: Addresses,
     url: String,
     eid: String,
     retries: u32,
@@ -46,7 +54,7 @@ impl Api {
     /// Prepares the connection; nothing is sent yet.
     pub fn new(settings: &Settings, args: &Args) -> Self {
         let tls = TlsConfig::builder().root_certs(settings.roots.clone()).build();
-        let agent = Agent::config_builder()
+        let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(args.timeout))
@@ -55,10 +63,11 @@ impl Api {
             .tls_config(tls)
             // One connection serves the whole run, whatever its pace.
             .max_idle_age(args.delay + Duration::from_secs(60))
-            .build()
-            .new_agent();
+            .build();
+        let addresses = Addresses::default();
         Self {
-            agent,
+            agent: Agent::with_parts(config, DefaultConnector::default(), addresses.clone()),
+            addresses,
             url: format!("{}/enroll/v3/detail", settings.api_base),
             eid: args.eid.clone(),
             retries: args.retries,
@@ -77,7 +86,10 @@ impl Api {
                     (format!("HTTP {status}"), retry_after)
                 }
                 Ok((status, body, _)) => return Answer::Reply { status, body },
-                Err(error) => (describe(&error), None),
+                Err(error) => {
+                    self.addresses.forget();
+                    (describe(&error), None)
+                }
             };
             if tries > u64::from(self.retries) {
                 return Answer::Unreachable(fault);
@@ -120,6 +132,39 @@ impl Api {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The API's addresses as they were looked up last. ureq asks for them before
+/// each call, also when it has a connection already; its own resolver would look
+/// them up each time, in a new thread because of the time limit.
+#[derive(Debug, Clone, Default)]
+struct Addresses(Arc<Mutex<Option<(Instant, Uri, ResolvedSocketAddrs)>>>);
+
+impl Addresses {
+    /// After a fault: the API may have moved.
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Resolver for Addresses {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, of, addresses)) = &*last
+            && at.elapsed() < ADDRESS_AGE
+            && (of.scheme(), of.authority()) == (uri.scheme(), uri.authority())
+        {
+            return Ok(addresses.clone());
+        }
+        let addresses = DefaultResolver::default().resolve(uri, config, timeout)?;
+        *last = Some((Instant::now(), uri.clone(), addresses.clone()));
+        Ok(addresses)
     }
 }
 

@@ -32,11 +32,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the recycle bin may wait for a majority of a replica set.
 const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
 const BIN_DAYS: u64 = 30;
-/// A first batch that holds every id of most collections, and no large one.
-const ID_BATCH: u32 = 10_000;
+/// Ids in one reply of the server: few enough for the memory, many enough for few replies.
+const ID_BATCH: u32 = 2_000;
 
-/// A token's place in the order of the run: 24 bytes, however many there are.
+/// A token's place in the order of the run: 20 bytes, however many there are.
 #[derive(Debug, Clone, Copy)]
+#[repr(C, packed(4))] // without padding
 pub struct Entry {
     /// The document's `_id`.
     pub id: ObjectId,
