@@ -9,10 +9,9 @@ mod outputs;
 mod races;
 mod secrets;
 mod stops;
-#[path = "../support/mod.rs"]
-mod support;
 mod wire;
 
+use crate::support;
 use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,11 +19,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::support::{Outcome, Reply, Request, Run, Seed, Snapshot, Stub, TestDb};
+use crate::support::{unique_token, wall_clock, wall_clock_days_ago};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, Document, RawDocumentBuf};
 use serde_json::{Value, json};
-use support::{Outcome, Reply, Request, Run, Seed, Snapshot, Stub, TestDb};
-use support::{unique_token, wall_clock, wall_clock_days_ago};
 
 /// What the API says of one token, in the words of the verdict table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,11 @@
 //! What the program does instead of one run, or beside it: scheduler, self-test, restore, import,
 //! metrics; and how it stops when it is told to.
 
-mod support;
-
+use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
+use crate::support::{
+    Mongod, Outcome, Reply, Run, Seed, Signal, Stub, TestDb, await_true, free_port, scratch_dir,
+    unique_token, wall_clock,
+};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, doc};
 use std::collections::BTreeMap;
@@ -11,11 +14,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime};
-use support::compare::{assert_refreshed, assert_text, date, id, timeless};
-use support::{
-    Mongod, Outcome, Reply, Run, Seed, Signal, Stub, TestDb, await_true, free_port, scratch_dir,
-    unique_token, wall_clock,
-};
 
 /// The log without what every action begins with.
 fn shown(outcome: &Outcome) -> String {

@@ -1,8 +1,8 @@
 //! The stub's misbehaviours are really on the wire, and the rest of the support does what it
 //! says: tests that build on them would prove nothing otherwise.
 
-mod support;
-
+use crate::support::{Certificate, Mongod, Outcome, Proxy, ReplicaSet, Reply, Run, Signal, Stub};
+use crate::support::{await_true, command, mongod, tls};
 use mongodb::bson::{Document, doc};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,8 +12,6 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Certificate, Mongod, Outcome, Proxy, ReplicaSet, Reply, Run, Signal, Stub};
-use support::{await_true, command, mongod, tls};
 
 /// What a client saw of one reply: all bytes until the end of the connection, how that ended, and
 /// how long it took. The client closes its side after a second without a byte.

@@ -1,14 +1,12 @@
 //! Many machines: the parts of `--shard`, and two runs over the same tokens at the same time.
 
-mod support;
-
+use crate::support::compare::assert_refreshed;
+use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, doc};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
-use support::compare::assert_refreshed;
-use support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
 
 /// Adds tokens that were last used so many days ago, written by as many applications.
 fn add_used(db: &TestDb, label: &str, n: u32, days: f64) {

@@ -1,15 +1,15 @@
 //! One run on a real database: what it prints and what it does to the documents.
 
-mod support;
-
+use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
+use crate::support::{
+    Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, scratch_dir, unique_token, wall_clock,
+};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
-use support::compare::{assert_refreshed, assert_text, date, id, timeless};
-use support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, scratch_dir, unique_token, wall_clock};
 
 /// The log as the operator knows it: times shown as `NOW`, default database and API.
 fn shown(outcome: &Outcome, db: &TestDb, api: &Stub) -> String {

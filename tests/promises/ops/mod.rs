@@ -1,29 +1,22 @@
 //! What operators touch around the binary: the scripts, the units and the files for cron and
 //! logrotate are run for real, or judged by the tools that read them on a server.
 
-mod support;
+use crate::support;
 
-#[path = "ops/install.rs"]
 mod install;
-#[path = "ops/metrics.rs"]
 mod metrics;
-#[path = "ops/monitor.rs"]
 mod monitor;
-#[path = "ops/notify.rs"]
 mod notify;
-#[path = "ops/rotate.rs"]
 mod rotate;
-#[path = "ops/schedules.rs"]
 mod schedules;
-#[path = "ops/sharded.rs"]
 mod sharded;
 
+use crate::support::{Mongod, Reply, Run, Stub, TestDb, command};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
-use support::{Mongod, Reply, Run, Stub, TestDb, command};
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)

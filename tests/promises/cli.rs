@@ -1,8 +1,11 @@
 //! The command line and the environment: every flag and variable takes effect, everything bad is
 //! one clear line, and every exit code means what it says.
 
-mod support;
-
+use crate::support::compare::{assert_text, timeless};
+use crate::support::{
+    Certificate, Mongod, Outcome, Proxy, Reply, Request, Run, Seed, Stub, free_port, scratch_dir, tls,
+    unique_token,
+};
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
@@ -12,11 +15,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
-use support::compare::{assert_text, timeless};
-use support::{
-    Certificate, Mongod, Outcome, Proxy, Reply, Request, Run, Seed, Stub, free_port, scratch_dir, tls,
-    unique_token,
-};
 
 /// What every mistake must be over in.
 const PROMPT: Duration = Duration::from_secs(12);
