@@ -284,7 +284,7 @@ fn waits_with_a_server() {
 #[test]
 fn nothing_outlives_a_killed_test() {
     let own = std::env::current_exe().expect("own path");
-    let test = ["--ignored", "--exact", "--nocapture", "waits_with_a_server"];
+    let test = ["--ignored", "--exact", "--nocapture", "stub::waits_with_a_server"];
     let mut child =
         command(own).args(test).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("itself");
     let lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
