@@ -1,113 +1,102 @@
-//! The enroll API over HTTP: one token in, status and body out, with retries.
+//! The enroll API over HTTP: one token in, verdict out, with retries.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use log::debug;
-use ureq::config::Config;
-use ureq::http::Uri;
 use ureq::tls::TlsConfig;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Error};
 
 use crate::args::Args;
-use crate::clock::retry_after_secs;
-use crate::output::clean;
-use crate::secret::AccessToken;
 use crate::settings::Settings;
 use crate::stop;
+use crate::text::{AccessToken, escape, os_error, presentable};
+use crate::verdict::{TOO_LARGE, Verdict, judge};
 
 const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
      (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
 const REFERER: &str = "https://p.baominggongju.com/";
 const MAX_BODY_BYTES: u64 = 1024 * 1024;
-const MAX_WAIT_SECS: u64 = 60;
-/// How long a looked-up address is good for.
-const ADDRESS_AGE: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER_SECS: u64 = 60;
 
-/// What became of one check.
-pub enum Answer {
-    /// The API answered.
-    Reply {
-        /// The HTTP status.
-        status: u16,
-        /// The whole body; empty when it was larger than 1 MiB.
-        body: Vec<u8>,
-    },
-    /// No answer after all tries; the reason is safe to show.
-    Unreachable(String),
-}
-
-/// One run's connection to the API.
+/// One run's connections to the API.
 pub struct Api {
-    agent: Agent,
-    addresses: Addresses,
+    /// One connection for the whole run.
+    shared: Agent,
+    /// A new connection for each call, so that a reply that belongs to another request cannot be taken.
+    fresh: Agent,
     url: String,
     eid: String,
     retries: u32,
 }
 
 impl Api {
-    /// Prepares the connection; nothing is sent yet.
+    /// Prepares the connections; nothing is sent yet.
     pub fn new(settings: &Settings, args: &Args) -> Self {
-        let tls = TlsConfig::builder().root_certs(settings.roots.clone()).build();
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .timeout_global(Some(args.timeout))
-            .user_agent(USER_AGENT)
-            .proxy(settings.proxy.clone())
-            .tls_config(tls)
-            // One connection serves the whole run, whatever its pace.
-            .max_idle_age(args.delay + Duration::from_secs(60))
-            .build();
-        let addresses = Addresses::default();
+        let limit = Some(args.timeout);
+        let config = || {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                // Per phase: a limit on the whole call costs a thread per call.
+                .timeout_connect(limit)
+                .timeout_send_request(limit)
+                .timeout_recv_response(limit)
+                .timeout_recv_body(limit)
+                .user_agent(USER_AGENT)
+                .proxy(settings.proxy.clone())
+                .tls_config(TlsConfig::builder().root_certs(settings.roots.clone()).build())
+                // Whatever the run's pace.
+                .max_idle_age(args.delay + Duration::from_secs(60))
+        };
         Self {
-            agent: Agent::with_parts(config, DefaultConnector::default(), addresses.clone()),
-            addresses,
+            shared: config().build().into(),
+            fresh: config().max_idle_connections(0).build().into(),
             url: format!("{}/enroll/v3/detail", settings.api_base),
             eid: args.eid.clone(),
             retries: args.retries,
         }
     }
 
-    /// Asks the API about a token. Transport faults, 5xx and 429 are tried
-    /// again after 1 s, 2 s, … or, when `is_patient`, after what `Retry-After`
-    /// says, up to 60 s.
-    pub fn check(&self, token: &AccessToken, is_patient: bool) -> Answer {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let (fault, retry_after) = match self.try_once(token) {
-                Ok((status, _, retry_after)) if matches!(status, 429 | 500..=599) => {
-                    (format!("HTTP {status}"), retry_after)
-                }
-                Ok((status, body, _)) => return Answer::Reply { status, body },
-                Err(error) => {
-                    self.addresses.forget();
-                    (describe(&error), None)
-                }
+    /// Asks about a token; the texts of the verdict are safe to show. What may
+    /// pass is tried again after 1 s, 2 s, … or what `Retry-After` says, until
+    /// `patience_ends`.
+    pub fn ask(&self, token: &AccessToken, patience_ends: Instant) -> Verdict {
+        self.ask_over(&self.shared, token, patience_ends)
+    }
+
+    /// The same on a connection of its own.
+    pub fn ask_afresh(&self, token: &AccessToken, patience_ends: Instant) -> Verdict {
+        self.ask_over(&self.fresh, token, patience_ends)
+    }
+
+    fn ask_over(&self, agent: &Agent, token: &AccessToken, patience_ends: Instant) -> Verdict {
+        for tries in 1.. {
+            let (verdict, retry_after) = match self.call(agent, token) {
+                Ok((status, body, retry_after)) => (judge(status, &body), retry_after),
+                Err(Error::BodyExceedsLimit(_)) => (no_answer(TOO_LARGE.to_owned(), false), None),
+                Err(error) => (no_answer(describe(&error), true), None),
             };
-            if tries > u64::from(self.retries) {
-                return Answer::Unreachable(fault);
+            let Verdict::NoAnswer { reason, is_passing: true } = &verdict else {
+                return presentable_verdict(verdict, token);
+            };
+            if tries > u64::from(self.retries) || stop::requested().is_some() || Instant::now() >= patience_ends {
+                return presentable_verdict(verdict, token);
             }
-            let secs = retry_after.filter(|_| is_patient).unwrap_or(tries).min(MAX_WAIT_SECS);
-            debug!("  📡 [API] {fault}，{secs} 秒后重试");
+            let secs = retry_after.unwrap_or(tries).min(MAX_RETRY_AFTER_SECS);
+            debug!("  📡 [API] {}，{secs} 秒后重试", presentable(reason, Some(token)));
             stop::sleep_until(Instant::now() + Duration::from_secs(secs));
-            if stop::requested().is_some() {
-                return Answer::Unreachable(fault);
+            if stop::requested().is_some() || Instant::now() >= patience_ends {
+                return presentable_verdict(verdict, token);
             }
         }
+        no_answer("API 没有回答".to_owned(), true)
     }
 
     /// One call: status, body and the seconds that `Retry-After` asks for.
-    fn try_once(&self, token: &AccessToken) -> Result<(u16, Vec<u8>, Option<u64>), Error> {
+    fn call(&self, agent: &Agent, token: &AccessToken) -> Result<(u16, Vec<u8>, Option<u64>), Error> {
         debug!("  📡 [API] GET {}", self.url);
-        let mut response = self
-            .agent
+        let mut response = agent
             .get(&self.url)
             .query("eid", &self.eid)
             .query("access_token", token.expose())
@@ -117,54 +106,31 @@ impl Api {
             .call()?;
         let status = response.status().as_u16();
         debug!("  📡 [API] 响应状态码: {status}");
-        let retry_after = response
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| retry_after_secs(value, Timestamp::now()));
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         // Always to the end: a connection whose body was not read is not used again.
-        let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec();
-        match body {
-            Ok(body) => Ok((status, body, retry_after)),
-            Err(Error::BodyExceedsLimit(_)) => {
-                debug!("  📡 [API] 响应超过 1 MiB，已忽略");
-                Ok((status, Vec::new(), retry_after))
-            }
-            Err(error) => Err(error),
-        }
+        let body = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec()?;
+        Ok((status, body, retry_after))
     }
 }
 
-/// The API's addresses as they were looked up last. ureq asks for them before
-/// each call, also when it has a connection already; its own resolver would look
-/// them up each time, in a new thread because of the time limit.
-#[derive(Debug, Clone, Default)]
-struct Addresses(Arc<Mutex<Option<(Instant, Uri, ResolvedSocketAddrs)>>>);
-
-impl Addresses {
-    /// After a fault: the API may have moved.
-    fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
+fn no_answer(reason: String, is_passing: bool) -> Verdict {
+    Verdict::NoAnswer { reason, is_passing }
 }
 
-impl Resolver for Addresses {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, of, addresses)) = &*last
-            && at.elapsed() < ADDRESS_AGE
-            && (of.scheme(), of.authority()) == (uri.scheme(), uri.authority())
-        {
-            return Ok(addresses.clone());
+/// The verdict with its texts made safe to show.
+fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
+    let safe = |text: String| presentable(&text, Some(token));
+    match verdict {
+        Verdict::Valid { info_id } => {
+            let info_id = info_id.filter(|id| safe(format!("{} {}", &id[..12], &id[12..])).starts_with(&id[..12]));
+            let shown = info_id.as_ref().map_or_else(String::new, |id| format!(", info_id={id}"));
+            debug!("  📡 [API] 获取报名详情成功{shown}");
+            Verdict::Valid { info_id }
         }
-        let addresses = DefaultResolver::default().resolve(uri, config, timeout)?;
-        *last = Some((Instant::now(), uri.clone(), addresses.clone()));
-        Ok(addresses)
+        Verdict::Invalid(text) => Verdict::Invalid(safe(text)),
+        Verdict::Unclear(text) => Verdict::Unclear(safe(text)),
+        Verdict::NoAnswer { reason, is_passing } => no_answer(safe(reason), is_passing),
     }
 }
 
@@ -173,15 +139,17 @@ fn describe(error: &Error) -> String {
     match error {
         Error::Timeout(_) => "API 请求超时".to_owned(),
         Error::HostNotFound => "无法解析 API 域名".to_owned(),
-        Error::ConnectProxyFailed(_) => "无法连接代理服务器".to_owned(),
-        Error::Tls(_) | Error::Rustls(_) => "TLS 错误".to_owned(),
+        Error::ConnectProxyFailed(_) => "无法连接 API 的代理服务器".to_owned(),
+        Error::Tls(_) | Error::Rustls(_) => "与 API 的 TLS 连接失败".to_owned(),
         Error::Protocol(_) | Error::Http(_) | Error::LargeResponseHeader(..) => {
             "API 的响应不是有效的 HTTP".to_owned()
         }
+        // rustls' own name for what is wrong with a certificate.
         Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("TLS 校验失败: {}", clean(&error.to_string()))
+            format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string()))
         }
-        Error::Io(error) => format!("无法连接 API: {}", clean(&error.to_string())),
+        Error::Io(error) if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
+        Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
         _ => "无法连接 API".to_owned(),
     }
 }

@@ -2,13 +2,14 @@
 //! local wall clock as if it were UTC, so 18:50:13 in Shanghai is stored as
 //! `…T18:50:13Z`. All ages and limits are computed in that convention.
 
-use std::path::Path;
-use std::{env, fs};
+use std::time::Instant;
+use std::{env, fmt, fs};
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-const MILLIS_PER_DAY: i64 = 86_400_000;
+const MILLIS_PER_HOUR: i64 = 3_600_000;
+const MILLIS_PER_DAY: i64 = 24 * MILLIS_PER_HOUR;
 
 /// A local wall clock reading in milliseconds since 1970-01-01T00:00 on that clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +25,15 @@ impl WallTime {
     pub fn days_since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0) / MILLIS_PER_DAY
     }
+
+    /// Whether this is more than an hour after `now`: no clock of the same zone writes that.
+    pub fn is_ahead_of(self, now: Self) -> bool {
+        self.0.saturating_sub(now.0) > MILLIS_PER_HOUR
+    }
 }
 
-impl std::fmt::Display for WallTime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for WallTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Timestamp::from_millisecond(self.0) {
             Ok(at) => write!(f, "{}", at.strftime("%Y-%m-%d %H:%M:%S")),
             Err(_) => f.write_str("时间超出范围"),
@@ -35,39 +41,78 @@ impl std::fmt::Display for WallTime {
     }
 }
 
-/// The zone whose wall clock is used, found out once at the start.
+/// The zone whose wall clock is used: the one that `TZ` names, else the system's.
+///
+/// # Errors
+/// A zone that cannot be resolved: one line that says what to do.
+pub fn zone_from_env() -> Result<TimeZone, String> {
+    let is_set = env::var_os("TZ").is_some_and(|name| !name.is_empty());
+    let zone = if is_set { TimeZone::try_system() } else { system_zone() };
+    match zone {
+        Ok(zone) if !zone.is_unknown() => Ok(zone),
+        _ if is_set => Err("TZ 不是已知的时区，例如 TZ=Asia/Shanghai (unknown time zone in TZ)".to_owned()),
+        _ => Err("无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)".to_owned()),
+    }
+}
+
+/// The system's zone where `TZ` is set but empty, which jiff takes for UTC.
+fn system_zone() -> Result<TimeZone, jiff::Error> {
+    match fs::read("/etc/localtime") {
+        Ok(bytes) if env::var_os("TZ").is_some() => TimeZone::tzif("Local", &bytes),
+        _ => TimeZone::try_system(),
+    }
+}
+
+/// An instant on a zone's wall clock.
+pub fn wall(zone: &TimeZone, at: Timestamp) -> WallTime {
+    let offset = i64::from(zone.to_offset(at).seconds());
+    WallTime(at.as_millisecond().saturating_add(offset * 1000))
+}
+
+/// The clock of one run: read once, then carried on by the monotonic clock, so
+/// that a clock that is set meanwhile changes no stored or compared instant.
 #[derive(Clone)]
 pub struct Clock {
     zone: TimeZone,
+    started: Timestamp,
+    running: Instant,
 }
 
 impl Clock {
-    /// The zone that `TZ` names, else the system's.
-    ///
-    /// # Errors
-    /// A zone that cannot be resolved: one line that says what to do.
-    pub fn from_env() -> Result<Self, String> {
-        if let Some(zone) = zone_file() {
-            return Ok(Self { zone });
-        }
-        match TimeZone::try_system() {
-            Ok(zone) if !zone.is_unknown() => Ok(Self { zone }),
-            _ if env::var_os("TZ").is_some() => {
-                Err("TZ names an unknown time zone; use a name like Asia/Shanghai".to_owned())
-            }
-            _ => Err("the system's time zone is unknown; set TZ, e.g. TZ=Asia/Shanghai".to_owned()),
-        }
+    /// Reads the system's clock.
+    pub fn start(zone: TimeZone) -> Self {
+        Self { zone, started: Timestamp::now(), running: Instant::now() }
+    }
+
+    /// When the run began.
+    pub fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    /// How long the run has taken so far.
+    pub fn seconds(&self) -> f64 {
+        self.running.elapsed().as_secs_f64()
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        self.started.saturating_add(self.running.elapsed()).unwrap_or(self.started)
+    }
+
+    /// The time `hours` ago.
+    pub fn hours_ago(&self, hours: u32) -> Timestamp {
+        let ago = SignedDuration::from_hours(hours.into());
+        self.now().saturating_sub(ago).unwrap_or(Timestamp::MIN)
     }
 
     /// The wall clock at an instant.
     pub fn wall(&self, at: Timestamp) -> WallTime {
-        let offset = i64::from(self.zone.to_offset(at).seconds());
-        WallTime(at.as_millisecond() + offset * 1000)
+        wall(&self.zone, at)
     }
 
     /// The wall clock now.
     pub fn wall_now(&self) -> WallTime {
-        self.wall(Timestamp::now())
+        self.wall(self.now())
     }
 
     /// An instant in RFC 3339 with this zone's offset, to the second.
@@ -77,31 +122,12 @@ impl Clock {
     }
 }
 
-/// The file of the zone that `TZ` names, which is what jiff would find as well;
-/// but jiff first reads the names of all zones, more than a thousand files. What
-/// is no plain name, or has no file, is left to it.
-fn zone_file() -> Option<TimeZone> {
-    let name = env::var("TZ").ok().filter(|name| !name.starts_with('/') && !name.contains(".."))?;
-    let bytes = fs::read(Path::new("/usr/share/zoneinfo").join(&name)).ok()?;
-    TimeZone::tzif(&name, &bytes).ok()
-}
-
-/// Seconds to wait for a `Retry-After` header: a number of seconds, or a date.
-pub fn retry_after_secs(header: &str, now: Timestamp) -> Option<u64> {
-    if let Ok(secs) = header.trim().parse() {
-        return Some(secs);
-    }
-    let date = jiff::fmt::rfc2822::parse(header.trim()).ok()?.timestamp();
-    let wait: SignedDuration = date.duration_since(now);
-    Some(u64::try_from(wait.as_secs()).unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn clock(zone: &str) -> Clock {
-        Clock { zone: TimeZone::get(zone).expect("a zone of the bundled database") }
+        Clock::start(TimeZone::get(zone).expect("a zone of the bundled database"))
     }
 
     #[test]
@@ -126,26 +152,13 @@ mod tests {
         assert_eq!(now.days_since(WallTime(i64::MIN)), i64::MAX / MILLIS_PER_DAY);
         assert_eq!(WallTime(i64::MIN).minus_days(7), WallTime(i64::MIN));
         assert_eq!(WallTime(i64::MAX).to_string(), "时间超出范围");
+        assert!(WallTime(i64::MAX).is_ahead_of(WallTime(i64::MIN)));
+        assert!(!WallTime(now.0 + MILLIS_PER_HOUR).is_ahead_of(now));
     }
 
     #[test]
     fn rfc3339_carries_the_offset() {
         let at: Timestamp = "2026-02-12T10:50:13Z".parse().expect("a timestamp");
         assert_eq!(clock("Asia/Shanghai").rfc3339(at), "2026-02-12T18:50:13+08:00");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now: Timestamp = "2026-02-12T10:50:13Z".parse().expect("a timestamp");
-        let table = [
-            ("7", Some(7)),
-            ("Thu, 12 Feb 2026 10:50:43 GMT", Some(30)),
-            ("Thu, 12 Feb 2026 10:00:00 GMT", Some(0)),
-            ("soon", None),
-            ("-1", None),
-        ];
-        for (header, expected) in table {
-            assert_eq!(retry_after_secs(header, now), expected, "{header}");
-        }
     }
 }
