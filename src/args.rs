@@ -1,117 +1,79 @@
 //! The command line: strict flags, one usage text.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 use log::LevelFilter;
-use pico_args::Arguments;
 
-use crate::shard::Shard;
+use crate::select::{MaxDelete, Shard, digits};
+use crate::text::escape;
 
 /// The text of `--help`; the README repeats it and a test keeps the two equal.
 pub const USAGE: &str = "\
-Keeps the login tokens of the 报名工具 service alive.
+保持报名工具的登录 Token 有效 / Keeps the login tokens of the 报名工具 service alive
 
-Usage: refresh_baoming_tokens [FLAGS]
+用法 / Usage: refresh_baoming_tokens [FLAGS]
 
-Which tokens:
-  --max-age-days N        refresh only tokens used within the last N days [all]
-  --shard K/N             only the K-th of N disjoint, equal parts [1/1]
-  --cleanup-days N        afterwards delete tokens unused for more than N days [off]
-  --max-delete N|P%       most tokens one step may delete; 0 = none, 100% = no limit
-                          [20%, but never less than 10]
-  --dry-run               ask the API, write nothing, say what would happen
+哪些 Token / Which tokens:
+  --max-age-days N        只刷新 N 天内使用过的 / only those used within N days [all]
+  --shard K/N             互不重叠的 N 份中的第 K 份 / the K-th of N disjoint parts, 0 = N [1/1]
+  --card NAME             只处理这个名片，名称或 ID / only this card's token, by name or id [all]
+  --cleanup-days N        随后删除 N 天未使用的 / afterwards delete those unused for N days [off]
+  --max-delete N|P%       每步最多删除多少，0 = 不删，100% = 不限 / most that one step may delete,
+                          0 = none, 100% = no limit [20%, >= 3; >= 1 with --shard]
+  --dry-run               询问 API 但不写入 / ask the API, write nothing, say what would happen
 
-Instead of one run:
-  --scheduler             stay up and run again and again
-    --interval H          hours between two runs [6]
-    --interval-minutes M  minutes between two runs; wins over --interval
-    --run-immediately     first run at start
-  --self-test             check database, tokens, one refresh and the cleanup
-  --restore-hours N       put back what the recycle bin took in the last N hours
-  --import-json FILE      load a legacy baoming_tokens.json
+代替单次运行 / Instead of one run:
+  --scheduler             常驻，反复运行 / stay up and run again and again
+    --interval H          间隔小时数 / hours between two runs [6]
+    --interval-minutes M  间隔分钟数，优先 / minutes between two runs, wins over --interval
+    --run-immediately     启动时先运行一次 / first run at start
+  --self-test             检查数据库、Token、刷新和清理 / check database, tokens, refresh, cleanup
+  --restore-hours N       恢复 N 小时内删除的 / put back what was deleted in the last N hours
+  --import-json FILE      导入旧版文件 / load a legacy baoming_tokens.json
 
 API:
-  --delay-ms N            least time from one token's check to the next [1000]
-  --timeout-secs N        limit of one API call [10]
-  --retries N             further tries after a transient fault [2]
-  --eid ID                event id sent with each check [69844bcf8eaa2449c7a37fae]
+  --delay-ms N            两个 Token 的最小间隔，毫秒 / least time from one token to the next [1000]
+  --timeout-secs N        API 每个阶段的最长等待，秒 / longest wait in each phase of a call [10]
+  --retries N             临时故障的重试次数 / further tries after a transient fault [2]
+  --eid ID                随请求发送的活动 ID / event id sent along [69844bcf8eaa2449c7a37fae]
 
-Output:
-  --log-file PATH         append the log there too (mode 0600)
-  --metrics-file PATH     write Prometheus text there after each run
-  --json                  one JSON object on stdout, the log on stderr
-  -v, --verbose           DEBUG lines too
-  -q, --quiet             only warnings and errors
-  -h, --help              this text
-  -V, --version           version and commit
+输出 / Output:
+  --log-file PATH         日志同时写入该文件 / append the log there too (mode 0600)
+  --metrics-file PATH     运行后写入 Prometheus 指标 / write Prometheus text there after each run
+  --json                  标准输出只有一个 JSON 对象 / one JSON object on stdout, the log on stderr
+  -v, --verbose           包括 DEBUG 行 / DEBUG lines too
+  -q, --quiet             只有警告和错误 / only warnings and errors
+  -h, --help              本说明 / this text
+  -V, --version           版本 / version and commit
 
-Environment:
-  MONGODB_URI, MONGODB_URI_FILE or $CREDENTIALS_DIRECTORY/mongodb_uri
-                          connection string (required)
-  MONGODB_DB_NAME         database [the one in the URI, else auto-form-db]
-  BAOMING_API_BASE        [https://api-xcx-qunsou.weiyoubot.cn/xcx]
-  TZ                      the wall clock of the data, e.g. Asia/Shanghai
-  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE
+环境变量 / Environment:
+  MONGODB_URI | MONGODB_URI_FILE | $CREDENTIALS_DIRECTORY/mongodb_uri
+                          连接字符串，必需 / connection string, required
+  MONGODB_DB_NAME         数据库 / database [the one in the URI, else auto-form-db]
+  BAOMING_API_BASE        API 地址 / address of the API [https://api-xcx-qunsou.weiyoubot.cn/xcx]
+  TZ                      数据所用的时区 / wall clock of the data, e.g. Asia/Shanghai [the system's]
+  HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE
+                          代理，附加根证书 / proxy, further root certificates
 
-Exit codes:
-  0 done   1 could not run   2 usage   3 some tokens failed   5 API unreachable
-  25 held back by --max-delete   130, 143 stopped by SIGINT, SIGTERM
+退出码 / Exit codes:
+  0 完成 / done   1 无法运行 / could not run   2 用法或配置 / usage or configuration
+  3 部分失败 / some tokens failed   5 API 无响应 / API unreachable
+  25 超过删除上限 / held back by --max-delete   130, 143 被信号停止 / stopped by SIGINT, SIGTERM
 ";
 
 /// What the program was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // The flags of the usage text above.
 pub enum Action {
-    /// One run.
     Refresh,
-    /// Run again and again.
-    Schedule {
-        /// From the end of one run to the start of the next.
-        interval: Duration,
-        /// Whether the first run comes before the first pause.
-        run_immediately: bool,
-    },
-    /// The four checks.
+    Schedule { interval: Duration, run_immediately: bool },
     SelfTest,
-    /// Put back what the recycle bin took in the last hours.
-    Restore {
-        /// How many hours back.
-        hours: u32,
-    },
-    /// Load a legacy `baoming_tokens.json`.
-    Import {
-        /// The legacy file.
-        file: PathBuf,
-    },
-    /// Print the usage text.
+    Restore { hours: u32 },
+    Import { file: PathBuf },
     Help,
-    /// Print version and commit.
     Version,
-}
-
-/// The most tokens that one step may delete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxDelete {
-    /// 20%, but never less than 10.
-    Default,
-    /// A number of tokens.
-    Count(usize),
-    /// A part of the tokens, 0 to 100.
-    Percent(usize),
-}
-
-impl MaxDelete {
-    /// The limit for a step that decides on `total` tokens.
-    pub fn limit(self, total: usize) -> usize {
-        // Split by hundreds, so that no count overflows.
-        let part = |percent: usize| total / 100 * percent + total % 100 * percent / 100;
-        match self {
-            Self::Default => part(20).max(10),
-            Self::Count(count) => count,
-            Self::Percent(percent) => part(percent),
-        }
-    }
 }
 
 /// The command line, checked.
@@ -121,6 +83,7 @@ pub struct Args {
     pub action: Action,
     pub max_age_days: Option<u32>,
     pub shard: Shard,
+    pub card: Option<String>,
     pub cleanup_days: Option<u32>,
     pub max_delete: MaxDelete,
     pub dry_run: bool,
@@ -132,10 +95,12 @@ pub struct Args {
     pub metrics_file: Option<PathBuf>,
     pub json: bool,
     pub level: LevelFilter,
+    /// The flags that differ from the defaults, as given, safe to show.
+    pub changed: String,
 }
 
 /// A hundred years: longer is a typing error.
-const MAX_DAYS: u64 = 36_500;
+const MAX_DAYS: u32 = 36_500;
 
 /// Checks the command line (without the program's name).
 ///
@@ -143,194 +108,202 @@ const MAX_DAYS: u64 = 36_500;
 /// One line that names the flag. Values are never repeated: they may be a
 /// secret that was put in the wrong place.
 pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
-    let mut flags = Flags(Arguments::from_vec(args));
-    let help = flags.0.contains(["-h", "--help"]);
-    let version = flags.0.contains(["-V", "--version"]);
-
-    let max_age_days = flags.number("--max-age-days", 1, MAX_DAYS)?;
-    let shard = flags.value("--shard", "K/N with 1 <= K <= N", parse_shard)?;
-    let cleanup_days = flags.number("--cleanup-days", 1, MAX_DAYS)?;
-    let max_delete = flags.value("--max-delete", "a count N or P%", parse_max_delete)?;
-    let dry_run = flags.0.contains("--dry-run");
-    let scheduler = flags.0.contains("--scheduler");
-    // The longer name first: pico_args takes `--interval-minutes=5` for an odd `--interval`.
-    let minutes = flags.number("--interval-minutes", 1, MAX_DAYS * 24 * 60)?;
-    let hours = flags.number("--interval", 1, MAX_DAYS * 24)?;
-    let run_immediately = flags.0.contains("--run-immediately");
-    let self_test = flags.0.contains("--self-test");
-    let restore_hours = flags.number("--restore-hours", 1, MAX_DAYS * 24)?;
-    let import_file = flags.path("--import-json")?;
-    let delay_ms = flags.number("--delay-ms", 0, 86_400_000)?;
-    let timeout_secs = flags.number("--timeout-secs", 1, 3_600)?;
-    let retries = flags.number("--retries", 0, 100)?;
-    let eid = flags.value("--eid", "an event id", |text| {
-        (!text.is_empty() && !text.contains(char::is_control)).then(|| text.to_owned())
-    })?;
-    let log_file = flags.path("--log-file")?;
-    let metrics_file = flags.path("--metrics-file")?;
-    let json = flags.0.contains("--json");
-    let verbose = flags.0.contains(["-v", "--verbose"]);
-    let quiet = flags.0.contains(["-q", "--quiet"]);
-    flags.finish()?;
-
-    let chosen: Vec<&str> = [
-        ("--scheduler", scheduler),
-        ("--self-test", self_test),
-        ("--restore-hours", restore_hours.is_some()),
-        ("--import-json", import_file.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(flag, given)| given.then_some(flag))
-    .collect();
-    let is_run = chosen.is_empty() || scheduler;
-    let needs_run = |flag: &str, given: bool| match chosen.first() {
-        Some(action) if given && !is_run => Err(format!("{flag} does not go with {action}")),
-        _ => Ok(()),
-    };
-    let needs_scheduler = |flag: &str, given: bool| {
-        if given && !scheduler {
-            return Err(format!("{flag} needs --scheduler"));
-        }
-        Ok(())
-    };
-
-    if let [first, second, ..] = chosen[..] {
-        return Err(format!("{first} and {second} cannot be combined"));
+    let flags = Flags::read(args)?;
+    flags.check_combinations()?;
+    let days = |flag| flags.number(flag, 1, MAX_DAYS);
+    let hours = |flag| flags.number(flag, 1, MAX_DAYS * 24);
+    let (interval, restore_hours) = (hours("--interval")?.unwrap_or_default(), hours("--restore-hours")?);
+    let minutes = flags.number("--interval-minutes", 1, MAX_DAYS * 24 * 60)?.unwrap_or(interval * 60);
+    let (log_file, metrics_file) = (flags.path("--log-file"), flags.path("--metrics-file"));
+    if log_file.is_some() && log_file.as_deref().map(real_path) == metrics_file.as_deref().map(real_path) {
+        return Err(cannot_combine("--log-file", "--metrics-file (同一文件, same file)"));
     }
-    if quiet && verbose {
-        return Err("-q and -v cannot be combined".to_owned());
-    }
-    if scheduler && json {
-        return Err("--json and --scheduler cannot be combined: one object per process".to_owned());
-    }
-    needs_scheduler("--interval", hours.is_some())?;
-    needs_scheduler("--interval-minutes", minutes.is_some())?;
-    needs_scheduler("--run-immediately", run_immediately)?;
-    needs_run("--max-age-days", max_age_days.is_some())?;
-    needs_run("--shard", shard.is_some())?;
-    needs_run("--max-delete", max_delete.is_some())?;
-    needs_run("--metrics-file", metrics_file.is_some())?;
-    needs_run("--cleanup-days", cleanup_days.is_some() && !self_test)?;
-
-    let action = if help {
-        Action::Help
-    } else if version {
-        Action::Version
-    } else if scheduler {
-        let minutes = minutes.unwrap_or_else(|| hours.unwrap_or(6) * 60);
-        Action::Schedule { interval: Duration::from_secs(u64::from(minutes) * 60), run_immediately }
-    } else if self_test {
-        Action::SelfTest
-    } else if let Some(hours) = restore_hours {
-        Action::Restore { hours }
-    } else if let Some(file) = import_file {
-        Action::Import { file }
-    } else {
-        Action::Refresh
-    };
+    let is_eid = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let eid = |text: &str| (text.len() <= 64 && text.chars().all(is_eid)).then(|| text.to_owned());
     Ok(Args {
-        action,
-        max_age_days,
-        shard: shard.unwrap_or(Shard::WHOLE),
-        cleanup_days,
-        max_delete: max_delete.unwrap_or(MaxDelete::Default),
-        dry_run,
-        delay: Duration::from_millis(delay_ms.unwrap_or(1000).into()),
-        timeout: Duration::from_secs(timeout_secs.unwrap_or(10).into()),
-        retries: retries.unwrap_or(2),
-        eid: eid.unwrap_or_else(|| "69844bcf8eaa2449c7a37fae".to_owned()),
+        action: match (restore_hours, flags.path("--import-json")) {
+            _ if flags.has("--help") => Action::Help,
+            _ if flags.has("--version") => Action::Version,
+            _ if flags.has("--scheduler") => Action::Schedule {
+                interval: Duration::from_secs(60 * u64::from(minutes)),
+                run_immediately: flags.has("--run-immediately"),
+            },
+            _ if flags.has("--self-test") => Action::SelfTest,
+            (Some(hours), _) => Action::Restore { hours },
+            (None, Some(file)) => Action::Import { file },
+            (None, None) => Action::Refresh,
+        },
+        max_age_days: days("--max-age-days")?,
+        shard: flags.value("--shard", "K/N, 0 <= K <= N", Shard::parse)?.unwrap_or(Shard::WHOLE),
+        card: flags.text("--card").map(str::to_owned),
+        cleanup_days: days("--cleanup-days")?,
+        max_delete: flags.value("--max-delete", "N | P%", MaxDelete::parse)?.unwrap_or(MaxDelete::Default),
+        dry_run: flags.has("--dry-run"),
+        delay: Duration::from_millis(flags.number("--delay-ms", 0, 86_400_000)?.unwrap_or_default().into()),
+        timeout: Duration::from_secs(flags.number("--timeout-secs", 1, 3_600)?.unwrap_or_default().into()),
+        retries: flags.number("--retries", 0, 100)?.unwrap_or_default(),
+        eid: flags.value("--eid", "1-64 × A-Z a-z 0-9 _ -", eid)?.unwrap_or_default(),
         log_file,
         metrics_file,
-        json,
-        level: match (verbose, quiet) {
+        json: flags.has("--json"),
+        level: match (flags.has("--verbose"), flags.has("--quiet")) {
             (true, _) => LevelFilter::Debug,
             (_, true) => LevelFilter::Warn,
             _ => LevelFilter::Info,
         },
+        changed: flags.changed(),
     })
 }
 
-/// `pico_args` with one-line errors that name the flag and never the value.
-struct Flags(Arguments);
+const NO_RUNS: &[&str] = &["--self-test", "--restore-hours", "--import-json"];
+/// Every flag; its default where it takes a value (empty: none); what it does not go with.
+const FLAGS: [(&str, Option<&str>, &[&str]); 24] = [
+    ("--max-age-days", Some(""), NO_RUNS),
+    ("--shard", Some("1/1"), NO_RUNS),
+    ("--card", Some(""), &["--cleanup-days", "--scheduler", "--self-test", "--import-json"]),
+    ("--cleanup-days", Some(""), &["--restore-hours", "--import-json"]),
+    ("--max-delete", Some(""), NO_RUNS),
+    ("--dry-run", None, &[]),
+    ("--scheduler", None, NO_RUNS),
+    ("--interval", Some("6"), &[]),
+    ("--interval-minutes", Some(""), &[]),
+    ("--run-immediately", None, &[]),
+    ("--self-test", None, &["--restore-hours", "--import-json"]),
+    ("--restore-hours", Some(""), &["--import-json"]),
+    ("--import-json", Some(""), &[]),
+    ("--delay-ms", Some("1000"), &[]),
+    ("--timeout-secs", Some("10"), &[]),
+    ("--retries", Some("2"), &[]),
+    ("--eid", Some("69844bcf8eaa2449c7a37fae"), &[]),
+    ("--log-file", Some(""), &[]),
+    ("--metrics-file", Some(""), NO_RUNS),
+    ("--json", None, &["--scheduler"]),
+    ("--verbose", None, &[]),
+    ("--quiet", None, &["--verbose"]),
+    ("--help", None, &[]),
+    ("--version", None, &[]),
+];
+
+type Parsed<T> = Result<Option<T>, String>;
+
+/// The flags as given, each at most once, with their values.
+struct Flags(Vec<(&'static str, Option<String>)>);
 
 impl Flags {
-    /// The raw value; `pico_args` would take a following flag for it.
-    fn raw(&mut self, flag: &'static str) -> Result<Option<String>, String> {
-        match self.0.opt_value_from_str::<_, String>(flag) {
-            Ok(Some(text)) if text.is_empty() || text.starts_with('-') => {
-                Err(format!("{flag} needs a value"))
+    /// Not with `pico_args`: it takes flags out of the line one by one, so that
+    /// in `--restore-hours --dry-run 24` the 24 would become the hours.
+    fn read(args: Vec<OsString>) -> Result<Self, String> {
+        let mut given: Vec<(&str, Option<String>)> = Vec::new();
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let arg = arg.to_string_lossy();
+            let (name, value) =
+                arg.split_once('=').map_or((&*arg, None), |(name, value)| (name, Some(value)));
+            let long = match name {
+                "-v" => "--verbose",
+                "-q" => "--quiet",
+                "-h" => "--help",
+                "-V" => "--version",
+                name => name,
+            };
+            let (flag, default, _) =
+                FLAGS.iter().find(|(flag, ..)| *flag == long).ok_or_else(|| unknown(name))?;
+            if given.iter().any(|(known, _)| known == flag) {
+                return Err(format!("{name} 重复给出 (given more than once)"));
             }
-            Ok(value) => Ok(value),
-            Err(_) => Err(format!("{flag} needs a value")),
+            let next = |value: OsString| value.to_string_lossy().into_owned();
+            let value = match (default, value) {
+                (None, None) => None,
+                (None, Some(_)) => return Err(format!("{name} 不带值 (takes no value)")),
+                (Some(_), Some(value)) => Some(value.to_owned()),
+                // What looks like a flag is one.
+                (Some(_), None) => args.next().map(next).filter(|value| !value.starts_with('-')),
+            };
+            let is_missing = |value: &String| value.is_empty() || value.contains('\u{fffd}');
+            if default.is_some() && value.as_ref().is_none_or(is_missing) {
+                return Err(format!("{name} 缺少值，或值不是 UTF-8 (needs a value in UTF-8)"));
+            }
+            given.push((*flag, value));
+        }
+        Ok(Self(given))
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.0.iter().any(|(given, _)| *given == flag)
+    }
+
+    /// The value given, else the default.
+    fn text(&self, flag: &str) -> Option<&str> {
+        let given = self.0.iter().find(|(given, _)| *given == flag).and_then(|(_, value)| value.as_deref());
+        given.or(default(flag)).filter(|value| !value.is_empty())
+    }
+
+    fn path(&self, flag: &str) -> Option<PathBuf> {
+        self.text(flag).map(PathBuf::from)
+    }
+
+    fn value<T>(&self, flag: &str, must: &str, parse: impl Fn(&str) -> Option<T>) -> Parsed<T> {
+        let wrong = || format!("{flag} 的值应为 {must} (expects {must})");
+        self.text(flag).map(|text| parse(text).ok_or_else(wrong)).transpose()
+    }
+
+    fn number(&self, flag: &str, min: u32, max: u32) -> Parsed<u32> {
+        let range = |text: &str| u32::try_from(digits(text)?).ok().filter(|n| (min..=max).contains(n));
+        self.value(flag, &format!("{min}..{max}"), range)
+    }
+
+    fn check_combinations(&self) -> Result<(), String> {
+        for (flag, _, others) in FLAGS.iter().filter(|(flag, ..)| self.has(flag)) {
+            if let Some(other) = others.iter().find(|other| self.has(other)) {
+                return Err(cannot_combine(flag, other));
+            }
+        }
+        let scheduling = ["--interval", "--interval-minutes", "--run-immediately"];
+        match scheduling.iter().find(|flag| self.has(flag) && !self.has("--scheduler")) {
+            Some(flag) => Err(format!("{flag} 只能与 --scheduler 一起使用 (needs --scheduler)")),
+            None => Ok(()),
         }
     }
 
-    fn value<T>(
-        &mut self,
-        flag: &'static str,
-        expected: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<Option<T>, String> {
-        let Some(text) = self.raw(flag)? else {
-            return Ok(None);
-        };
-        match parse(&text) {
-            Some(value) => Ok(Some(value)),
-            None => Err(format!("{flag} expects {expected}")),
-        }
-    }
-
-    fn number(&mut self, flag: &'static str, min: u64, max: u64) -> Result<Option<u32>, String> {
-        let expected = format!("a whole number from {min} to {max}");
-        self.value(flag, &expected, |text| {
-            let number = digits(text)?;
-            (min..=max).contains(&number).then(|| u32::try_from(number).ok())?
-        })
-    }
-
-    fn path(&mut self, flag: &'static str) -> Result<Option<PathBuf>, String> {
-        Ok(self.raw(flag)?.map(PathBuf::from))
-    }
-
-    fn finish(self) -> Result<(), String> {
-        let Some(left) = self.0.finish().into_iter().next() else {
-            return Ok(());
-        };
-        let left = left.to_string_lossy();
-        let flag = left.split('=').next().unwrap_or_default();
-        let is_flag = flag.len() > 1
-            && flag.starts_with('-')
-            && flag.len() < 40
-            && flag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-        let known = USAGE.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == flag);
-        Err(match (is_flag, known) {
-            (true, true) if left.contains('=') => format!("{flag} takes no value, or was repeated"),
-            (true, true) => format!("{flag} was given more than once"),
-            (true, false) => format!("unknown flag {flag}; see --help"),
-            (false, _) => "unexpected argument that is no flag; see --help".to_owned(),
-        })
+    fn changed(&self) -> String {
+        let shown = self.0.iter().filter_map(|(flag, value)| match value {
+            None => Some((*flag).to_owned()),
+            Some(value) if default(flag) == Some(value) => None,
+            Some(value) if value.contains(char::is_whitespace) => Some(format!("{flag} '{}'", escape(value))),
+            Some(value) => Some(format!("{flag} {}", escape(value))),
+        });
+        shown.collect::<Vec<_>>().join(" ")
     }
 }
 
-/// A number of plain digits: no sign, no blanks.
-fn digits(text: &str) -> Option<u64> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+fn default(flag: &str) -> Option<&'static str> {
+    FLAGS.iter().find(|(known, ..)| *known == flag)?.1
 }
 
-fn parse_shard(text: &str) -> Option<Shard> {
-    let (k, n) = text.split_once('/')?;
-    let k = u32::try_from(digits(k)?).ok()?;
-    let count = u32::try_from(digits(n)?).ok()?;
-    (1..=count).contains(&k).then(|| Shard { index: k - 1, count })
+fn cannot_combine(a: &str, b: &str) -> String {
+    format!("{a} 与 {b} 不能同时使用 (cannot be combined)")
 }
 
-fn parse_max_delete(text: &str) -> Option<MaxDelete> {
-    match text.strip_suffix('%') {
-        Some(percent) => {
-            usize::try_from(digits(percent)?).ok().filter(|&percent| percent <= 100).map(MaxDelete::Percent)
-        }
-        None => usize::try_from(digits(text)?).ok().map(MaxDelete::Count),
+/// What is no flag of ours is only repeated when it looks like a mistyped one.
+fn unknown(name: &str) -> String {
+    let word = name.strip_prefix("--").or_else(|| name.strip_prefix('-').filter(|word| word.len() < 3));
+    let is_word = |word: &str| {
+        (1..30).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+    };
+    if word.is_some_and(is_word) {
+        format!("未知参数 {name} (unknown flag; see --help)")
+    } else {
+        "有一个参数不是选项，内容不显示 (an argument is no flag; see --help)".to_owned()
     }
+}
+
+/// Where a file is or will be, whatever way its path is written.
+fn real_path(path: &Path) -> PathBuf {
+    let in_folder = || {
+        let folder = absolute(path).ok()?.parent()?.canonicalize().ok()?;
+        Some(folder.join(path.file_name()?))
+    };
+    path.canonicalize().ok().or_else(in_folder).or_else(|| absolute(path).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -348,6 +321,7 @@ mod tests {
             action: Action::Refresh,
             max_age_days: None,
             shard: Shard::WHOLE,
+            card: None,
             cleanup_days: None,
             max_delete: MaxDelete::Default,
             dry_run: false,
@@ -359,6 +333,7 @@ mod tests {
             metrics_file: None,
             json: false,
             level: LevelFilter::Info,
+            changed: String::new(),
         };
         assert_eq!(args, expected);
     }
@@ -367,11 +342,12 @@ mod tests {
     fn every_flag_takes_effect_with_either_separator() {
         let line = "--max-age-days 7 --shard 2/3 --cleanup-days 30 --max-delete 5 --dry-run \
                     --delay-ms 0 --timeout-secs 3 --retries 0 --eid abc --log-file a/b.log \
-                    --metrics-file m.prom --json -v";
+                    --metrics-file m.prom --json --verbose";
         let expected = Args {
             action: Action::Refresh,
             max_age_days: Some(7),
             shard: Shard { index: 1, count: 3 },
+            card: None,
             cleanup_days: Some(30),
             max_delete: MaxDelete::Count(5),
             dry_run: true,
@@ -383,6 +359,7 @@ mod tests {
             metrics_file: Some(PathBuf::from("m.prom")),
             json: true,
             level: LevelFilter::Debug,
+            changed: line.split_whitespace().collect::<Vec<_>>().join(" "),
         };
         assert_eq!(parse_line(line), Ok(expected.clone()));
         let mut with_equals = String::new();
@@ -406,7 +383,9 @@ mod tests {
             ("--scheduler --interval-minutes 90 --run-immediately", schedule(90, true)),
             ("--self-test --cleanup-days 7", Action::SelfTest),
             ("--restore-hours 24 --dry-run --json", Action::Restore { hours: 24 }),
+            ("--restore-hours 24 --card a", Action::Restore { hours: 24 }),
             ("--import-json x.json -q", Action::Import { file: "x.json".into() }),
+            ("--card a --shard 1/1", Action::Refresh),
             ("-h", Action::Help),
             ("--version", Action::Version),
         ];
@@ -416,17 +395,34 @@ mod tests {
     }
 
     #[test]
+    fn values_stay_as_they_are() {
+        for name in ["'a'", "\"a b\"", "-x", "a=b", " 张三 "] {
+            let args = parse(vec![format!("--card={name}").into()]).expect(name);
+            assert_eq!(args.card.as_deref(), Some(name));
+        }
+        let changed = |line| parse_line(line).expect(line).changed;
+        assert_eq!(changed("-v --retries 2 --shard=1/1 --delay-ms=0"), "--verbose --delay-ms 0");
+        let odd = parse(vec!["--card".into(), "a\nb c".into()]).expect("a name");
+        assert_eq!(odd.changed, "--card 'a\\nb c'");
+    }
+
+    #[test]
     fn bad_lines_name_the_flag_and_never_the_value() {
         let table = [
             ("--dry-rum", "--dry-rum"),
+            ("--crad secret", "--crad"),
             ("-x", "-x"),
             ("-vq", "-vq"),
             ("--dry-run --dry-run", "--dry-run"),
             ("-v --verbose", "--verbose"),
             ("--max-age-days 1 --max-age-days 2", "--max-age-days"),
             ("--dry-run=yes", "--dry-run"),
+            ("--dry-run=", "--dry-run"),
             ("--max-age-days", "--max-age-days"),
             ("--max-age-days --dry-run", "--max-age-days"),
+            ("--restore-hours --dry-run 24", "--restore-hours"),
+            ("--restore-hours -q 24", "--restore-hours"),
+            ("--card --dry-run", "--card"),
             ("--max-age-days=", "--max-age-days"),
             ("--max-age-days 0", "--max-age-days"),
             ("--max-age-days -7", "--max-age-days"),
@@ -438,18 +434,13 @@ mod tests {
             ("--max-age-days 36501", "--max-age-days"),
             ("--cleanup-days 0", "--cleanup-days"),
             ("--cleanup-days 18446744073709551616", "--cleanup-days"),
-            ("--shard 0/2", "--shard"),
             ("--shard 3/2", "--shard"),
-            ("--shard 1/0", "--shard"),
-            ("--shard 1", "--shard"),
-            ("--shard 1/2/3", "--shard"),
             ("--max-delete 101%", "--max-delete"),
-            ("--max-delete ten", "--max-delete"),
-            ("--max-delete -1", "--max-delete"),
-            ("--max-delete %", "--max-delete"),
             ("--restore-hours 0", "--restore-hours"),
+            ("--help --restore-hours x", "--restore-hours"),
             ("--scheduler --interval 0", "--interval"),
             ("--scheduler --interval-minutes 0", "--interval-minutes"),
+            ("--scheduler --interval x --interval-minutes 5", "--interval"),
             ("--interval 6", "--interval"),
             ("--interval-minutes 6", "--interval-minutes"),
             ("--run-immediately", "--run-immediately"),
@@ -458,20 +449,30 @@ mod tests {
             ("--timeout-secs 0", "--timeout-secs"),
             ("--retries 101", "--retries"),
             ("--eid=", "--eid"),
+            ("--eid a&b", "--eid"),
+            ("--eid 12345678901234567890123456789012345678901234567890123456789012345", "--eid"),
             ("--log-file", "--log-file"),
             ("--metrics-file -v", "--metrics-file"),
+            ("--log-file x --metrics-file ./x", "--metrics-file"),
+            ("--log-file src/../src/x --metrics-file src/x", "--metrics-file"),
             ("--self-test --scheduler", "--self-test"),
             ("--restore-hours 1 --import-json x", "--import-json"),
-            ("-q -v", "-q"),
+            ("-q -v", "--quiet"),
             ("--json --scheduler", "--json"),
             ("--self-test --shard 1/2", "--shard"),
             ("--self-test --metrics-file m", "--metrics-file"),
             ("--restore-hours 1 --cleanup-days 3", "--cleanup-days"),
             ("--restore-hours 1 --max-age-days 3", "--max-age-days"),
             ("--import-json x --max-delete 3", "--max-delete"),
+            ("--card a --cleanup-days 3", "--card"),
+            ("--card a --scheduler", "--card"),
+            ("--card a --self-test", "--card"),
+            ("--import-json x --card a", "--card"),
             ("--mongodb-uri=mongodb://u:secret@h", "--mongodb-uri"),
             ("mongodb://u:secret@h", "no flag"),
-            ("-- --dry-run", "--"),
+            ("-psecret", "no flag"),
+            ("--secret123=x", "no flag"),
+            ("-- --dry-run", "no flag"),
         ];
         for (line, named) in table {
             let error = parse_line(line).expect_err(line);
@@ -481,21 +482,12 @@ mod tests {
     }
 
     #[test]
-    fn the_delete_limit() {
-        let table = [
-            (MaxDelete::Default, 0, 10),
-            (MaxDelete::Default, 50, 10),
-            (MaxDelete::Default, 99, 19),
-            (MaxDelete::Default, 1000, 200),
-            (MaxDelete::Count(0), 1000, 0),
-            (MaxDelete::Count(7), 3, 7),
-            (MaxDelete::Percent(0), 1000, 0),
-            (MaxDelete::Percent(5), 19, 0),
-            (MaxDelete::Percent(50), 5, 2),
-            (MaxDelete::Percent(100), usize::MAX, usize::MAX),
-        ];
-        for (max_delete, total, limit) in table {
-            assert_eq!(max_delete.limit(total), limit, "{max_delete:?} of {total}");
+    fn every_flag_is_in_the_usage_text_and_nothing_else() {
+        let mut told: Vec<&str> = USAGE.split(|c: char| !c.is_ascii_lowercase() && c != '-').collect();
+        told.retain(|word| word.len() > 3 && word.starts_with("--"));
+        for (flag, ..) in FLAGS {
+            assert!(told.contains(&flag), "{flag}");
         }
+        assert!(told.iter().all(|word| FLAGS.iter().any(|(flag, ..)| flag == word)));
     }
 }

@@ -1,45 +1,52 @@
-//! What can go wrong with the database, and trying again. All operations of
-//! this program are idempotent, so that each can be repeated after a lost answer.
+//! What went wrong with the database, in words that help, and what is worth a
+//! repeat. Made of kinds and codes only: the driver's own texts may repeat the
+//! connection string or whole documents.
 
 use std::fmt;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use log::debug;
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 
 /// The server's code for an `_id` that exists.
 pub const DUPLICATE_KEY: i32 = 11000;
 
-/// How long an operation is tried again while the database is away.
-const PATIENCE: Duration = Duration::from_secs(20);
-const MAX_PAUSE: Duration = Duration::from_secs(4);
-
-/// Why an operation failed. Made of kinds and codes only: the driver's own
-/// texts may repeat the connection string or whole documents.
+/// Why an operation failed, after all its repeats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DbError {
-    /// No connection, also after trying again.
-    Lost(&'static str),
-    /// The account or its rights.
-    Refused(&'static str),
-    /// This one operation, for the server's error code, if any.
+    /// The server cannot be reached, does not answer, or takes no operations.
+    Lost(String),
+    /// Refused before it was carried out: the account's rights, or a command
+    /// or filter that this server does not know.
+    Refused(i32),
+    /// Carried out, but not confirmed by as many members as were asked for.
+    Unconfirmed(i32),
+    /// Something about this one operation; the server's code, 0 when there is none.
     Other(i32),
 }
 
 impl DbError {
+    /// No answer came within the limit.
+    pub fn no_answer(limit: Duration) -> Self {
+        Self::Lost(format!("{} 秒内没有回应", limit.as_secs_f64()))
+    }
+
     /// Whether the next operation would fail too.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Other(_))
+        matches!(self, Self::Lost(_) | Self::Refused(_))
     }
 }
 
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(kind) => write!(f, "无法连接数据库 ({kind})"),
-            Self::Refused(kind) => write!(f, "数据库拒绝访问 ({kind})"),
-            Self::Other(0) => write!(f, "数据库错误"),
+            Self::Lost(what) => write!(f, "数据库没有应答 ({what})"),
+            Self::Refused(0 | 18 | 8000) => f.write_str("数据库拒绝登录，请检查用户和密码"),
+            Self::Refused(13) => f.write_str(
+                "数据库账户没有权限 (错误 13)，需要对 baoming_tokens 和 baoming_tokens_deleted 的读写权限",
+            ),
+            Self::Refused(code) => write!(f, "数据库不支持此操作 (错误 {code})"),
+            Self::Unconfirmed(code) => write!(f, "写入没有得到副本集多数成员的确认 (错误 {code})"),
+            Self::Other(0) => f.write_str("数据库的回复无法识别"),
             Self::Other(code) => write!(f, "数据库错误 {code}"),
         }
     }
@@ -47,24 +54,43 @@ impl fmt::Display for DbError {
 
 impl From<Error> for DbError {
     fn from(error: Error) -> Self {
+        let lost = |kind: &str| Self::Lost(kind.to_owned());
         match &*error.kind {
-            ErrorKind::Authentication { .. } => Self::Refused("Authentication"),
-            ErrorKind::InvalidTlsConfig { .. } => Self::Refused("InvalidTlsConfig"),
-            ErrorKind::ServerSelection { .. } => Self::Lost("ServerSelection"),
-            ErrorKind::ConnectionPoolCleared { .. } => Self::Lost("ConnectionPoolCleared"),
-            ErrorKind::DnsResolve { .. } => Self::Lost("DnsResolve"),
-            ErrorKind::Io(_) => Self::Lost("Io"),
+            ErrorKind::Authentication { .. } => Self::Refused(0),
+            ErrorKind::ServerSelection { .. } => lost("ServerSelection"),
+            ErrorKind::ConnectionPoolCleared { .. } => lost("ConnectionPoolCleared"),
+            ErrorKind::DnsResolve { .. } => lost("DnsResolve"),
+            ErrorKind::Io(_) => lost("Io"),
+            ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Self::Unconfirmed(error.code),
             _ => match code(&error) {
-                13 => Self::Refused("Unauthorized"),
-                18 | 8000 => Self::Refused("Authentication"),
-                // A server that is shutting down, stepping down or not yet up.
-                6 | 7 | 43 | 89 | 91 | 189 | 262 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
-                    Self::Lost("NotPrimary")
-                }
-                other => Self::Other(other),
+                code @ (2 | 9 | 13 | 18 | 59 | 115 | 168 | 8000) => Self::Refused(code),
+                code if is_passing(&error) => Self::Lost(format!("错误 {code}")),
+                code => Self::Other(code),
             },
         }
     }
+}
+
+/// Whether the same operation may succeed a moment later: no connection, or a
+/// server that is throttled, stepping down, shutting down or not yet up.
+pub fn is_passing(error: &Error) -> bool {
+    match &*error.kind {
+        ErrorKind::Io(_)
+        | ErrorKind::ServerSelection { .. }
+        | ErrorKind::ConnectionPoolCleared { .. }
+        | ErrorKind::DnsResolve { .. } => true,
+        _ => {
+            let labels = ["RetryableWriteError", "RetryableError"];
+            labels.iter().any(|label| error.contains_label(label)) || is_passing_code(code(error))
+        }
+    }
+}
+
+fn is_passing_code(code: i32) -> bool {
+    const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
+    const PASSING: [i32; 13] =
+        [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
+    NETWORK.contains(&code) || PASSING.contains(&code)
 }
 
 /// The server's error code; 0 when there is none.
@@ -79,23 +105,3 @@ fn code(error: &Error) -> i32 {
 
 /// The result of a database operation.
 pub type Result<T> = std::result::Result<T, DbError>;
-
-/// Runs an idempotent operation, again and again with growing pauses while the
-/// database is away. The operation is told which try it is, from 1.
-pub fn retry<T>(mut operation: impl FnMut(u32) -> mongodb::error::Result<T>) -> Result<T> {
-    let end = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(250);
-    for attempt in 1.. {
-        let error = match operation(attempt) {
-            Ok(value) => return Ok(value),
-            Err(error) => DbError::from(error),
-        };
-        if !matches!(error, DbError::Lost(_)) || Instant::now() + pause >= end {
-            return Err(error);
-        }
-        debug!("  {error}，稍后重试");
-        thread::sleep(pause);
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-    Err(DbError::Lost("ServerSelection"))
-}

@@ -1,141 +1,234 @@
 //! `--import-json`: loads the desktop application's legacy `baoming_tokens.json`,
 //! `{"card_<24 hex>": {"access_token", "uname", "pic", "unionid", "_save_time"}}`.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs, result};
 
 use jiff::Timestamp;
-use log::{error, info, warn};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use log::{error, info, log, warn};
 use mongodb::bson::oid::ObjectId;
-use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::context::{Context, DOUBLE_LINE};
-use crate::db_error::DbError;
-use crate::output::{clean, presentable};
-use crate::secret::AccessToken;
+use crate::clock::{Clock, WallTime};
+use crate::db_error::{DbError, Result};
+use crate::logging::statistics_level;
 use crate::stop;
-use crate::store::{NewToken, Store};
-use crate::summary::Summary;
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::text::{AccessToken, escape, os_error, presentable};
+use crate::writes::{NewToken, Written};
 
-#[derive(Deserialize)]
-struct LegacyToken {
-    access_token: String,
-    #[serde(default)]
-    uname: String,
-    #[serde(default)]
-    pic: String,
-    #[serde(default)]
-    unionid: String,
-    /// Unix seconds, with a fraction in some files.
-    #[serde(rename = "_save_time")]
-    save_time: f64,
+/// Above this a `_save_time` counts milliseconds, below it seconds.
+const MAX_SECONDS: f64 = 1e11;
+
+/// A key of the file and what stands there.
+pub type Entry = (String, Value);
+
+/// Reads a file to its end, before the database is asked anything.
+///
+/// # Errors
+/// Why nothing of it can be imported; without a piece of the file.
+pub fn read(file: &Path) -> result::Result<Vec<Entry>, String> {
+    let bytes = fs::read(file).map_err(|error| format!("无法读取文件，{}", os_error(&error)))?;
+    let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let entries = json.deserialize_map(InOrder).and_then(|entries| json.end().map(|()| entries));
+    let entries = entries
+        .map_err(|error| format!("不是有效的 JSON 对象，第 {} 行第 {} 列", error.line(), error.column()))?;
+    if !entries.iter().any(|(key, _)| card_id(key).is_some()) {
+        return Err("没有一个键是 card_ 加名片 ID 的形式".to_owned());
+    }
+    Ok(entries)
 }
 
-/// Imports a file. It is read to its end before the database is asked anything.
-pub fn run(context: &Context, file: &Path) -> Summary {
-    let shown = clean(&file.display().to_string());
-    let entries = match read(file) {
-        Ok(entries) => entries,
-        Err(reason) => {
-            error!("❌ 无法导入 {shown}: {reason}；未写入任何数据");
-            return Summary::broken();
+/// The entries in the order of the file, so that their numbers are the file's.
+struct InOrder;
+
+impl<'de> Visitor<'de> for InOrder {
+    type Value = Vec<Entry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> result::Result<Vec<Entry>, A::Error> {
+        std::iter::from_fn(|| map.next_entry().transpose()).collect()
+    }
+}
+
+/// Imports what was read.
+pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
+    info!("📥 导入 {}...", escape(&file.display().to_string()));
+    let mut summary = Summary::default();
+    summary.counts.total = entries.len();
+    for (number, (key, value)) in (1..).zip(entries) {
+        if stop::requested().is_some() {
+            break;
         }
-    };
-    let Some(store) = context.connect() else {
-        return Summary::without_database();
-    };
-    info!("📥 导入 {shown}...");
-    let mut summary = Summary { total: entries.len(), ..Summary::default() };
-    if let Err(error) = import_all(context, &store, entries, &mut summary) {
-        error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
-        summary.database_lost = true;
+        let at = format!("[{number}/{}]", summary.counts.total);
+        match import(store, &key, &value) {
+            Ok(Fate::Added(name)) => {
+                info!("  ✅ {at} 成功: 名片 '{name}'");
+                summary.counts.success += 1;
+            }
+            Ok(Fate::Skipped(why)) => {
+                warn!("  ⏭️ {at} 跳过: {why}");
+                summary.counts.skipped += 1;
+            }
+            Ok(Fate::Failed(whose, why)) => {
+                warn!("  ❌ {at} 失败: 名片 {whose}，{why}");
+                summary.fail(&why);
+            }
+            Err(error) => {
+                error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
+                summary.raise(Stop::Database);
+                break;
+            }
+        }
+    }
+    if let Some(signal) = stop::requested() {
+        summary.raise_if_unfinished(signal);
     }
     summary.close();
-    info!("{DOUBLE_LINE}");
-    info!("  ✅ 成功: {} 个", summary.success);
-    info!("  ⏭️ 跳过: {} 个", summary.skipped);
-    info!("  ❌ 失败: {} 个", summary.failed);
-    info!("  📝 总计: {} 个", summary.total);
-    if context.args.dry_run {
-        info!("  🔍 试运行: 以上为预计结果，数据库未改动");
+    let level = statistics_level(summary.exit_code());
+    log!(level, "📊 导入统计:");
+    for line in summary.lines() {
+        log!(level, "{line}");
     }
     summary
 }
 
-fn read(file: &Path) -> Result<BTreeMap<String, Value>, String> {
-    let text = fs::read(file).map_err(|error| format!("无法读取文件 ({})", error.kind()))?;
-    // serde_json's own text could repeat a piece of the file.
-    serde_json::from_slice(&text)
-        .map_err(|error| format!("不是有效的 JSON 对象，第 {} 行第 {} 列", error.line(), error.column()))
+/// What became of an entry; the texts are safe to show.
+enum Fate {
+    Added(String),
+    Skipped(String),
+    Failed(String, String),
 }
 
-fn import_all(
-    context: &Context,
-    store: &Store,
-    entries: BTreeMap<String, Value>,
-    summary: &mut Summary,
-) -> Result<(), DbError> {
-    let mut imported = HashSet::new();
-    for (key, value) in entries {
-        if stop::requested().is_some() {
-            return Ok(());
-        }
-        let Some(card_id) = card_id(&key) else {
-            warn!("  ⏭️ 跳过: 无法识别的键 '{}'", presentable(&key, None));
-            summary.skipped += 1;
-            continue;
-        };
-        let Some(token) = new_token(context, card_id, value) else {
-            warn!("  ❌ 失败: 名片 {card_id} 的数据不完整");
-            summary.failed += 1;
-            continue;
-        };
-        let names = store.card_names([card_id].into_iter())?;
-        let Some(name) = names.get(&card_id).map(|name| presentable(name, Some(&token.access_token))) else {
-            warn!("  ⏭️ 跳过: 名片 {card_id} 不存在");
-            summary.skipped += 1;
-            continue;
-        };
-        if imported.contains(&card_id) || store.card_has_token(card_id)? {
-            info!("  ⏭️ 跳过: 名片 '{name}' 已有 Token");
-            summary.skipped += 1;
-            continue;
-        }
-        if !context.args.dry_run {
-            match store.add(&token) {
-                Err(error) if !error.is_fatal() => {
-                    warn!("  ❌ 失败: 名片 '{name}'，{error}");
-                    summary.failed += 1;
-                    continue;
-                }
-                other => other?,
-            }
-        }
-        imported.insert(card_id);
-        info!("  ✅ 成功: 名片 '{name}'");
-        summary.success += 1;
+fn import(store: &Store, key: &str, value: &Value) -> Result<Fate> {
+    let Some(card_id) = card_id(key) else {
+        return Ok(Fate::Skipped(format!("无法识别的键 '{}'", presentable(key, None))));
+    };
+    let token = match new_token(&store.clock, card_id, value) {
+        Ok(token) => token,
+        Err(missing) => return Ok(Fate::Failed(card_id.to_string(), format!("数据不完整: {missing}"))),
+    };
+    let names = store.card_names(&[card_id])?;
+    let Some(name) = names.get(&card_id).map(|name| presentable(name, Some(&token.access_token))) else {
+        return Ok(Fate::Skipped(format!("名片 {card_id} 不存在")));
+    };
+    if store.card_has_token(card_id)? {
+        return Ok(Fate::Skipped(format!("名片 '{name}' 已有 Token")));
     }
-    Ok(())
+    match store.add(&token) {
+        Ok(Written::Done | Written::Would) => Ok(Fate::Added(name)),
+        Ok(Written::Changed) => Ok(Fate::Skipped(format!("名片 '{name}' 已有 Token"))),
+        Err(error @ DbError::Other(_)) => Ok(Fate::Failed(format!("'{name}'"), error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 fn card_id(key: &str) -> Option<ObjectId> {
     ObjectId::parse_str(key.strip_prefix("card_")?).ok()
 }
 
-fn new_token(context: &Context, card_id: ObjectId, value: Value) -> Option<NewToken> {
-    let legacy: LegacyToken = serde_json::from_value(value).ok()?;
-    #[allow(clippy::cast_possible_truncation)]
-    // A float beyond i64 saturates, and is refused below.
-    let saved_at = Timestamp::from_millisecond((legacy.save_time * 1000.0) as i64).ok()?;
-    Some(NewToken {
+/// A token as the file has it; else what is missing.
+fn new_token(clock: &Clock, card_id: ObjectId, value: &Value) -> result::Result<NewToken, &'static str> {
+    let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    Ok(NewToken {
         card_id,
-        access_token: AccessToken::new(&legacy.access_token)?,
-        user: legacy.uname,
-        picture: legacy.pic,
-        union_id: legacy.unionid,
-        created_at: context.clock.wall(saved_at),
-        now: context.clock.wall_now(),
+        access_token: AccessToken::new(&text("access_token")).ok_or("缺少 access_token")?,
+        user: text("uname"),
+        picture: text("pic"),
+        union_id: text("unionid"),
+        created_at: saved_at(clock, &value["_save_time"]).unwrap_or_else(|| clock.wall_now()),
     })
+}
+
+/// A `_save_time`: Unix seconds or milliseconds as number or text, or the wall
+/// clock in ISO's form, which is taken as it stands.
+fn saved_at(clock: &Clock, value: &Value) -> Option<WallTime> {
+    let text = value.as_str().unwrap_or_default().trim();
+    let Some(number) = value.as_f64().or_else(|| text.parse().ok().filter(|n: &f64| n.is_finite())) else {
+        let civil: DateTime = text.trim_end_matches('Z').parse().ok()?;
+        return Some(WallTime(TimeZone::UTC.to_timestamp(civil).ok()?.as_millisecond()));
+    };
+    let millis = if number.abs() > MAX_SECONDS { number } else { number * 1000.0 };
+    #[allow(clippy::cast_possible_truncation)]
+    // A float beyond i64 saturates, and is no timestamp.
+    Some(clock.wall(Timestamp::from_millisecond(millis as i64).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_save_time_may_be() {
+        let clock = Clock::start(TimeZone::get("Asia/Shanghai").expect("a bundled zone"));
+        let at = Some("2025-02-10 14:20:38");
+        let table = [
+            ("1739168438", at),
+            ("1739168438.123", at),
+            ("1739168438123", at),
+            ("\"1739168438\"", at),
+            ("\" 1739168438.5 \"", at),
+            ("\"2025-02-10T14:20:38\"", at),
+            ("\"2025-02-10 14:20:38.999\"", at),
+            ("\"2025-02-10T14:20:38Z\"", at),
+            ("\"2025-02-10\"", Some("2025-02-10 00:00:00")),
+            ("0", Some("1970-01-01 08:00:00")),
+            ("null", None),
+            ("\"\"", None),
+            ("\"gestern\"", None),
+            ("\"nan\"", None),
+            ("1e300", None),
+            ("[]", None),
+            ("true", None),
+        ];
+        for (json, expected) in table {
+            let value: Value = serde_json::from_str(json).expect(json);
+            assert_eq!(saved_at(&clock, &value).map(|at| at.to_string()).as_deref(), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn only_a_token_is_needed() {
+        let clock = Clock::start(TimeZone::UTC);
+        let table = [
+            (r#"{"access_token": "a"}"#, true),
+            (
+                r#"{"access_token": "a", "uname": null, "pic": null, "unionid": null, "_save_time": null}"#,
+                true,
+            ),
+            (r#"{"access_token": " "}"#, false),
+            (r#"{"access_token": null}"#, false),
+            (r#"{"access_token": 1}"#, false),
+            (r#"{}"#, false),
+            (r#"[]"#, false),
+            (r#""a""#, false),
+            ("null", false),
+        ];
+        for (json, expected) in table {
+            let value: Value = serde_json::from_str(json).expect(json);
+            assert_eq!(new_token(&clock, ObjectId::new(), &value).is_ok(), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_known_form() {
+        assert!(card_id("card_698dae7058e10bc3f764fdbf").is_some());
+        for key in [
+            "",
+            "card_",
+            "698dae7058e10bc3f764fdbf",
+            "card_698dae7058e10bc3f764fdb",
+            "CARD_698dae7058e10bc3f764fdbf",
+        ] {
+            assert!(card_id(key).is_none(), "{key}");
+        }
+    }
 }

@@ -1,132 +1,213 @@
-//! Keeps the login tokens of the 报名工具 service alive: arguments to settings
-//! to action to exit code.
+//! Keeps the login tokens of the 报名工具 service alive: flags and environment
+//! to a connected store, to a verb, to a report and an exit code.
 
 mod api;
 mod args;
+mod cause;
 mod cleanup;
 mod clock;
-mod context;
 mod db_error;
+mod delete;
 mod import;
-mod output;
+mod logging;
+mod reads;
 mod refresh;
+mod report;
 mod restore;
 mod scheduler;
-mod secret;
+mod select;
 mod self_test;
 mod settings;
-mod shard;
 mod stop;
 mod store;
 mod summary;
+mod text;
+mod uri;
 mod verdict;
+mod worker;
+mod writes;
 
 use std::env;
-use std::fmt::Display;
-use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
-use jiff::Timestamp;
-use log::warn;
+use jiff::tz::TimeZone;
+use log::{debug, error, info};
 
-use crate::args::{Action, USAGE};
-use crate::clock::Clock;
-use crate::context::Context;
-use crate::output::Report;
+use crate::api::Api;
+use crate::args::{Action, Args, USAGE};
+use crate::clock::{Clock, zone_from_env};
+use crate::report::{complain, print};
 use crate::settings::Settings;
-use crate::summary::Summary;
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::text::{escape, os_error};
 
-const USAGE_ERROR: u8 = 2;
+/// Why nothing more can be done, with a line that says so.
+enum Failure {
+    /// Exit code 2: flags, environment.
+    Usage(String),
+    /// Exit code 1: the system.
+    Broken(String),
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Self {
+        Self::Usage(error)
+    }
+}
 
 fn main() -> ExitCode {
-    let code = try_main().unwrap_or_else(|error| {
-        complain(&error);
-        USAGE_ERROR
-    });
+    let (code, error) = match act() {
+        Ok(code) => return ExitCode::from(code),
+        Err(Failure::Usage(error)) => (2, error),
+        Err(Failure::Broken(error)) => (1, error),
+    };
+    complain(&error);
     ExitCode::from(code)
 }
 
-/// Checks all input, then acts. An error is a usage error.
-fn try_main() -> Result<u8, String> {
+fn act() -> Result<u8, Failure> {
     let args = args::parse(env::args_os().skip(1).collect())?;
-    match args.action {
-        Action::Help => return Ok(print(USAGE)),
+    match &args.action {
+        Action::Help => say(USAGE),
         Action::Version => {
-            let commit = env!("BUILD_COMMIT");
-            let version = env!("CARGO_PKG_VERSION");
-            return Ok(print(&format!("refresh_baoming_tokens {version} ({commit})\n")));
+            let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("BUILD_COMMIT"));
+            say(&format!("refresh_baoming_tokens {version} ({commit})\n"))
         }
-        _ => {}
-    }
-    if let Some(path) = &args.metrics_file {
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        if !folder.unwrap_or(Path::new(".")).is_dir() {
-            return Err("--metrics-file names a folder that does not exist; make it first".to_owned());
+        Action::Refresh => Program::start(&args)?.once(|store, api| refresh::run(store, api, &args)),
+        Action::SelfTest => Program::start(&args)?.once(|store, api| self_test::run(store, api, &args)),
+        Action::Restore { hours } => {
+            Program::start(&args)?.once(|store, _| restore::run(store, *hours, args.dry_run))
         }
-    }
-    let context = Context { settings: Settings::from_env()?, clock: Clock::from_env()?, args };
-    stop::register().map_err(|error| format!("cannot handle signals: {error}"))?;
-
-    let started_at = Timestamp::now();
-    if let Err(error) = output::start_log(&context.args, context.clock.clone()) {
-        complain(&format!("cannot open the file of --log-file: {}", error.kind()));
-        let summary = Summary::broken();
-        report(&context, &summary, started_at, Instant::now());
-        return Ok(summary.exit_code());
-    }
-    let act = |action: &Action| {
-        let (started_at, start) = (Timestamp::now(), Instant::now());
-        let mut summary = match action {
-            Action::SelfTest => self_test::run(&context),
-            Action::Restore { hours } => restore::run(&context, *hours),
-            Action::Import { file } => import::run(&context, file),
-            _ => refresh::run(&context),
-        };
-        summary.signal = stop::requested();
-        report(&context, &summary, started_at, start);
-        summary.exit_code()
-    };
-    match context.args.action {
+        Action::Import { file } => {
+            let program = Program::start(&args)?;
+            match import::read(file) {
+                Ok(entries) => program.once(|store, _| import::run(store, file, entries)),
+                Err(reason) => {
+                    error!("❌ 无法导入 {}: {reason}；未写入任何数据", escape(&file.to_string_lossy()));
+                    Ok(program.report(&program.clock(), Summary::stopped_by(Stop::Broken)))
+                }
+            }
+        }
         Action::Schedule { interval, run_immediately } => {
-            scheduler::run(interval, run_immediately, || {
-                act(&Action::Refresh);
-            });
+            let mut program = Program::start(&args)?;
+            scheduler::run(*interval, *run_immediately, || program.again());
             Ok(0)
         }
-        ref action => Ok(act(action)),
     }
 }
 
-/// Writes the JSON object and the metrics file, where asked for.
-fn report(context: &Context, summary: &Summary, started_at: Timestamp, start: Instant) {
-    let args = &context.args;
-    let report = Report {
-        summary,
-        database: &context.settings.database,
-        started_at,
-        duration_seconds: start.elapsed().as_secs_f64(),
-        dry_run: args.dry_run,
-    };
-    // A dry run refreshed nothing, so monitoring must not hear of it.
-    if let (Some(path), false) = (&args.metrics_file, args.dry_run)
-        && let Err(error) = report.write_metrics(path)
-    {
-        warn!("⚠️ 无法写入 --metrics-file: {}", error.kind());
+/// The checked input of all runs of the process.
+struct Program<'a> {
+    args: &'a Args,
+    settings: Settings,
+    zone: TimeZone,
+}
+
+impl<'a> Program<'a> {
+    /// Checks all input, takes over the signals, and starts the log.
+    fn start(args: &'a Args) -> Result<Self, Failure> {
+        if let Some(path) = &args.metrics_file {
+            report::check_metrics_target(path)?;
+        }
+        let program = Self { args, settings: Settings::from_env()?, zone: zone_from_env()? };
+        stop::register()
+            .map_err(|error| Failure::Broken(format!("无法处理信号: {} (no signals)", os_error(&error))))?;
+        if let Err(error) = logging::start(args, program.zone.clone()) {
+            program.report(&program.clock(), Summary::stopped_by(Stop::Broken));
+            let error = os_error(&error);
+            return Err(Failure::Broken(format!("无法打开 --log-file: {error} (cannot open the log file)")));
+        }
+        Ok(program)
     }
-    if args.json {
-        print(&(report.to_json(&context.clock) + "\n"));
+
+    fn clock(&self) -> Clock {
+        Clock::start(self.zone.clone())
+    }
+
+    /// Connects, does one thing, and reports.
+    fn once(&self, verb: impl FnOnce(&Store, &Api) -> Summary) -> Result<u8, Failure> {
+        let clock = self.clock();
+        let summary = match self.connect(clock.clone())? {
+            Some(store) => verb(&store, &Api::new(&self.settings, self.args)),
+            None => self.without_database(),
+        };
+        Ok(self.report(&clock, summary))
+    }
+
+    /// One scheduled run, with the secret as it is now.
+    fn again(&mut self) {
+        match Settings::from_env() {
+            Ok(settings) => {
+                self.settings = settings;
+                // Its exit code is in the metrics; a usage error needs `--card`, which no scheduler takes.
+                let _ = self.once(|store, api| refresh::run(store, api, self.args));
+            }
+            Err(reason) => {
+                error!("❌ 本次不运行: {reason}");
+                self.report(&self.clock(), Summary::stopped_by(Stop::Broken));
+            }
+        }
+    }
+
+    /// Connects to the database, or says why not. An error is a usage error.
+    fn connect(&self, clock: Clock) -> Result<Option<Store>, Failure> {
+        let (args, settings) = (self.args, &self.settings);
+        if !args.changed.is_empty() {
+            info!("⚙️ 选项: {}", args.changed);
+        }
+        info!("🔧 正在连接数据库...");
+        if !settings.connection.left_out.is_empty() {
+            debug!("  连接字符串中的这些选项不起作用: {}", settings.connection.left_out.join(", "));
+        }
+        let connected = Store::connect(&settings.connection, &settings.database, clock, args.dry_run);
+        let mut store = match connected {
+            Ok(store) => store,
+            Err(reason) => {
+                error!("❌ 数据库 {} 连接失败: {reason}", settings.connection.hosts);
+                return Ok(None);
+            }
+        };
+        info!("✅ MongoDB 连接成功！数据库: {}", escape(&settings.database));
+        info!("✅ 数据库连接成功");
+        if let Some(name) = &args.card {
+            match store.cards_called(name).as_deref() {
+                Ok([id]) => store.card = Some(*id),
+                Ok([]) => return Err(Failure::Usage("--card 没有这个名片 (no such card)".to_owned())),
+                Ok(ids) => {
+                    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                    let ids = ids.join(", ");
+                    return Err(Failure::Usage(format!("--card 有多个同名名片，请改用 ID (use an id): {ids}")));
+                }
+                Err(error) => {
+                    error!("❌ 数据库不可用: {error}");
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(store))
+    }
+
+    /// A run that ended before its verb.
+    fn without_database(&self) -> Summary {
+        let mut summary = Summary::stopped_by(Stop::Database);
+        if let Some(signal) = stop::requested() {
+            summary.raise(Stop::Signal(signal));
+        }
+        if self.args.action == Action::SelfTest {
+            self_test::report([false; 4], &mut summary);
+        }
+        summary
+    }
+
+    /// Tells how a run ended. Returns the exit code.
+    fn report(&self, clock: &Clock, mut summary: Summary) -> u8 {
+        report::finish(self.args, &self.settings.database, clock, &mut summary);
+        summary.exit_code()
     }
 }
 
-/// Prints on stdout; a closed pipe is no error.
-fn print(text: &str) -> u8 {
-    let _ = io::stdout().write_all(text.as_bytes());
-    0
-}
-
-/// One line on stderr; a closed stderr is no error.
-fn complain(error: &dyn Display) {
-    let _ = writeln!(io::stderr(), "refresh_baoming_tokens: {error}");
+fn say(text: &str) -> Result<u8, Failure> {
+    print(text).map_err(|error| Failure::Broken(format!("无法输出: {} (cannot write)", os_error(&error))))?;
+    Ok(0)
 }

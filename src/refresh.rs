@@ -1,81 +1,105 @@
-//! The run: judge every token, then the delete step, then the cleanup.
+//! The run: judge every token, least recently used first, then the delete
+//! step, the cleanup, and the statistics.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use log::{debug, error, info, warn};
+use log::{Level, error, info, log, warn};
 use mongodb::bson::oid::ObjectId;
 
-use crate::api::{Answer, Api};
+use crate::api::Api;
+use crate::args::Args;
 use crate::cleanup;
-use crate::clock::WallTime;
-use crate::context::{Context, DOUBLE_LINE, bin_hint, card_name, last_used, user_name, warn_held_back};
+use crate::clock::Clock;
 use crate::db_error::DbError;
-use crate::output::presentable;
-use crate::secret::AccessToken;
+use crate::delete::{self, Candidate, Fate};
+use crate::logging::statistics_level;
+use crate::reads::{CHUNK, Entries, Entry, Token};
 use crate::stop;
-use crate::store::{CHUNK, Guard, Store, Token};
-use crate::summary::Summary;
-use crate::verdict::{Verdict, judge};
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::text::{AccessToken, presentable};
+use crate::verdict::{Silence, Verdict, advice};
+use crate::writes::Written;
 
-/// So many unreachable tokens in a row mean that the API is down.
-const UNREACHABLE_IN_A_ROW: usize = 5;
-
+/// The lines that structure the log.
+pub const DOUBLE_LINE: &str = "============================================================";
 const SINGLE_LINE: &str = "------------------------------------------------------------";
+/// The least time between two lines that tell of the progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
+
+struct Run<'a> {
+    store: &'a Store,
+    api: &'a Api,
+    args: &'a Args,
+    summary: Summary,
+    silence: Silence,
+    /// Whether any token was valid.
+    any_valid: bool,
+    condemned: Vec<Candidate>,
+    /// Tokens that were asked before their turn, as controls.
+    asked_early: HashSet<ObjectId>,
+    next_start: Instant,
+    last_progress: Instant,
+}
 
 /// One run. Whatever happens is in the summary.
-pub fn run(context: &Context) -> Summary {
-    let Some(store) = context.connect() else {
-        return Summary::without_database();
-    };
+pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
     let mut run = Run {
-        context,
-        store: &store,
-        api: Api::new(&context.settings, &context.args),
+        store,
+        api,
+        args,
         summary: Summary::default(),
+        silence: Silence::default(),
+        any_valid: false,
         condemned: Vec::new(),
-        reached: false,
-        unreachable_in_a_row: 0,
-        spared: HashSet::new(),
+        asked_early: HashSet::new(),
+        next_start: Instant::now(),
+        last_progress: Instant::now(),
     };
-    run.refresh();
-    if let Some(days) = context.args.cleanup_days
-        && !run.summary.stopped_early()
-    {
-        if let Err(error) = cleanup::run(context, &store, days, &run.spared, &mut run.summary) {
-            run.lose_database(&error);
-        }
-        run.notice_signal();
+    // What the cleanup's limit is a part of, before anything was deleted.
+    let mut collection_size = 0;
+    let judged = run.find().and_then(|(entries, size)| {
+        collection_size = size;
+        run.judge_all(&entries.list)
+    });
+    if let Err(error) = judged {
+        run.lose_database(&error);
     }
-    run.purge_bin();
+    let condemned = run.delete_condemned();
+    run.summary.close();
+    let level = statistics_level(run.summary.exit_code());
+    print_statistics(&run.summary, args.dry_run, level);
+    if let Some(days) = args.cleanup_days {
+        if run.summary.stop.is_some() {
+            warn!("🧹 本次不清理: 运行提前结束，或删除被上限拦下");
+        } else if run.silence.was_asked() && !run.any_valid {
+            warn!("🧹 本次不清理: 询问过的 Token 没有一个有效，不能由此判断谁长期未使用");
+        } else {
+            let cleaned = cleanup::run(store, api, args, days, collection_size, &condemned, &mut run.summary);
+            cleaned.unwrap_or_else(|error| run.lose_database(&error));
+        }
+    }
+    if run.summary.stop.is_none() && args.card.is_none() && stop::requested().is_none() {
+        // Failing at this is no failure of the run: the entries stay for the next one.
+        match store.purge_bin() {
+            Ok(0) => {}
+            Ok(count) => info!("🧹 回收站: 已清除 {count} 个超过 30 天的记录"),
+            Err(error) => warn!("⚠️ 无法清理回收站: {error}"),
+        }
+    }
+    let level_now = statistics_level(run.summary.exit_code());
+    if level_now != level {
+        print_statistics(&run.summary, args.dry_run, level_now); // the cleanup made it a failure
+    }
     run.summary
 }
 
-/// A token that the API called invalid.
-struct Condemned {
-    id: ObjectId,
-    guard: Guard,
-    name: String,
-    reason: String,
-}
-
-struct Run<'a> {
-    context: &'a Context,
-    store: &'a Store,
-    api: Api,
-    summary: Summary,
-    condemned: Vec<Condemned>,
-    /// Whether the API answered at all.
-    reached: bool,
-    unreachable_in_a_row: usize,
-    /// What a dry run would have refreshed or deleted, so that its cleanup passes over it.
-    spared: HashSet<ObjectId>,
-}
-
 impl Run<'_> {
-    fn refresh(&mut self) {
-        let Context { args, clock, .. } = self.context;
-        let now = clock.wall_now();
+    /// The tokens of the run, and how many tokens there are where a cleanup needs to know.
+    fn find(&mut self) -> Result<(Entries, usize), DbError> {
+        let Self { store, args, .. } = *self;
+        let now = store.clock.wall_now();
         info!("⏰ 运行时间: {now}");
         info!("{DOUBLE_LINE}");
         info!("🚀 开始刷新报名工具 Token");
@@ -87,245 +111,238 @@ impl Run<'_> {
             info!("📊 只刷新 {days} 天内使用过的 Token");
         }
         let since = args.max_age_days.map(|days| now.minus_days(days));
-        if let Err(error) = self.judge_all(since) {
-            self.lose_database(&error);
+        let entries = store.entries(since, args.shard)?;
+        let collection_size = match (args.cleanup_days, since) {
+            (Some(_), Some(_)) => store.entries(None, args.shard)?.list.len(),
+            _ => entries.list.len(),
+        };
+        self.summary.counts.total = entries.list.len() + entries.foreign;
+        if self.summary.counts.total == 0 {
+            if !store.has_tokens_collection().unwrap_or(true) {
+                warn!("⚠️ 数据库中没有 baoming_tokens 集合；数据库名 (MONGODB_DB_NAME) 是否正确？");
+            }
+            info!("✅ 没有需要刷新的 Token");
+            return Ok((entries, collection_size));
         }
-        self.notice_signal();
-        self.delete_condemned();
-        self.summary.close();
-        self.print_summary();
+        info!("📊 找到 {} 个 Token 需要刷新", self.summary.counts.total);
+        warn_of_future(&entries.list, &store.clock);
+        info!("{SINGLE_LINE}");
+        for _ in 0..entries.foreign {
+            self.fail("baoming_tokens 中的一个文档", "_id 不是 ObjectId");
+        }
+        Ok((entries, collection_size))
     }
 
-    /// Checks every token, least recently used first.
-    fn judge_all(&mut self, since: Option<WallTime>) -> Result<(), DbError> {
-        let args = &self.context.args;
-        let entries = self.store.entries(since, args.shard)?;
-        self.summary.total = entries.list.len() + entries.odd;
-        if self.summary.total == 0 {
-            info!("✅ 没有需要刷新的 Token");
-            return Ok(());
-        }
-        info!("📊 找到 {} 个 Token 需要刷新", self.summary.total);
-        info!("{SINGLE_LINE}");
-        if entries.odd > 0 {
-            warn!("  ⚠️ 刷新失败: {} 个文档的 _id 不是 ObjectId", entries.odd);
-            self.summary.failed += entries.odd;
-        }
-        let mut next_start = Instant::now();
-        for (chunk_number, chunk) in entries.list.chunks(CHUNK).enumerate() {
+    /// Asks about each token, least recently used first.
+    fn judge_all(&mut self, entries: &[Entry]) -> Result<(), DbError> {
+        for (chunk_number, chunk) in entries.chunks(CHUNK).enumerate() {
             let mut tokens = self.store.tokens(chunk)?;
             for (position, entry) in chunk.iter().enumerate() {
-                let number = chunk_number * CHUNK + position + 1;
-                let Some(token) = tokens.remove(&entry.id) else {
-                    info!("[{number}/{}] ⏭️ 跳过: Token 已被其他程序删除", self.summary.total);
-                    self.summary.skipped += 1;
+                let index = chunk_number * CHUNK + position;
+                if self.asked_early.contains(&entry.id) {
                     continue;
-                };
-                stop::sleep_until(next_start);
-                if stop::requested().is_some() {
-                    return Ok(());
                 }
-                next_start = Instant::now() + args.delay;
-                self.refresh_token(number, &token)?;
-                if self.summary.api_unreachable {
-                    return Ok(());
-                }
-            }
-        }
-        // Fewer than a row of them, but not one that got through.
-        self.summary.api_unreachable = self.unreachable_in_a_row > 0 && !self.reached;
-        Ok(())
-    }
-
-    /// Checks one token and writes what follows, all but a deletion.
-    fn refresh_token(&mut self, number: usize, token: &Token) -> Result<(), DbError> {
-        let name = card_name(token);
-        let card_id = token.card_id.map_or_else(|| "-".to_owned(), ObjectId::to_hex);
-        info!("[{number}/{}] 名片: {name}", self.summary.total);
-        info!("  用户: {}", user_name(token));
-        info!("  最后使用: {}", last_used(token));
-        info!("🔄 刷新 Token: 名片 '{name}' (ID: {card_id})");
-        let Some(access_token) = &token.access_token else {
-            self.fail("没有可用的 access_token");
-            return Ok(());
-        };
-        // Once waiting as asked did not help, a dead API must not cost a minute per try.
-        let is_patient = self.unreachable_in_a_row == 0;
-        let checked = check(&self.api, access_token, is_patient);
-        if !matches!(checked, Checked::Unreachable(_)) {
-            self.reached = true;
-            self.unreachable_in_a_row = 0;
-        }
-        match checked {
-            Checked::Valid => return self.mark_used(token),
-            Checked::Invalid(reason) => {
-                warn!("  ⚠️ Token 已失效: {reason}");
-                self.condemned.push(Condemned { id: token.id, guard: token.guard(), name, reason });
-            }
-            Checked::Failed(reason) => self.fail(&reason),
-            Checked::Unreachable(reason) => {
-                self.fail(&reason);
-                self.unreachable_in_a_row += 1;
-                self.summary.api_unreachable = self.unreachable_in_a_row >= UNREACHABLE_IN_A_ROW;
-            }
-        }
-        Ok(())
-    }
-
-    fn mark_used(&mut self, token: &Token) -> Result<(), DbError> {
-        if self.context.args.dry_run {
-            info!("  ✅ Token 有效 (试运行: 未写入)");
-            self.spared.insert(token.id);
-            self.summary.success += 1;
-            return Ok(());
-        }
-        let now = self.context.clock.wall_now();
-        match self.store.mark_used(token, now) {
-            Ok(true) => {
-                info!("  ✅ Token 有效，已更新使用时间");
-                self.summary.success += 1;
-            }
-            Ok(false) => {
-                info!("  ⏭️ 跳过: Token 已被其他程序更改");
-                self.summary.skipped += 1;
-            }
-            Err(error) => {
-                self.fail(&error.to_string());
-                if error.is_fatal() {
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn fail(&mut self, reason: &str) {
-        warn!("  ⚠️ 刷新失败: {reason}");
-        self.summary.failed += 1;
-    }
-
-    /// The second phase: all condemned tokens or none.
-    fn delete_condemned(&mut self) {
-        let args = &self.context.args;
-        let condemned = std::mem::take(&mut self.condemned);
-        let limit = args.max_delete.limit(self.summary.total);
-        if !self.summary.stopped_early() && condemned.len() > limit {
-            warn_held_back(condemned.len(), limit);
-            self.summary.limit_reached = true;
-        }
-        for token in condemned {
-            self.notice_signal();
-            if self.summary.stopped_early() || self.summary.limit_reached {
-                self.summary.withheld += 1;
-                continue;
-            }
-            let Condemned { id, guard, name, reason } = token;
-            if args.dry_run {
-                info!("  🗑️ 试运行: 将删除失效 Token: 名片 '{name}'");
-                self.spared.insert(id);
-                self.summary.deleted += 1;
-                continue;
-            }
-            match self.store.recycle(id, &guard, &reason) {
-                Ok(true) => {
-                    info!("  🗑️ 已删除失效 Token: 名片 '{name}'");
-                    self.summary.deleted += 1;
-                }
-                Ok(false) => {
-                    info!("  ⏭️ 跳过: 名片 '{name}' 的 Token 已被其他程序更改");
-                    self.summary.skipped += 1;
-                }
-                Err(error) => {
-                    self.summary.failed += 1;
-                    if let DbError::Lost(_) = error {
-                        warn!("  ⚠️ 删除失败: 名片 '{name}' 的 Token 仍在原处或在回收站中");
-                        self.lose_database(&error);
-                    } else {
-                        warn!("  ⚠️ 删除失败，Token 保留: 名片 '{name}'，{error}{}", bin_hint(&error));
+                match tokens.remove(&entry.id) {
+                    Some(token) => self.refresh(index, token)?,
+                    None => {
+                        let total = self.summary.counts.total;
+                        info!("[{}/{total}] ⏭️ 跳过: Token 已被其他程序删除", index + 1);
+                        self.summary.counts.skipped += 1;
                     }
                 }
+                if self.silence.needs_control() {
+                    self.ask_control(entries, index + 1)?;
+                }
+                if self.summary.stop.is_some() {
+                    return Ok(());
+                }
+                self.tell_progress(index + 1);
             }
         }
+        if self.silence.is_total() {
+            self.summary.raise(Stop::ApiUnreachable);
+        }
+        Ok(())
     }
 
-    fn print_summary(&self) {
-        let summary = &self.summary;
-        info!("{SINGLE_LINE}");
-        info!("📊 刷新统计:");
-        info!("  📝 总计: {} 个", summary.total);
-        info!("  ✅ 成功: {} 个", summary.success);
-        info!("  ❌ 失败: {} 个", summary.failed);
-        info!("  🗑️ 删除: {} 个", summary.deleted);
-        for (label, count) in
-            [("⏭️ 跳过", summary.skipped), ("🛑 保留", summary.withheld), ("⏸️ 未处理", summary.unprocessed)]
-        {
-            if count > 0 {
-                info!("  {label}: {count} 个");
+    /// Asks about the most recently used token that is left, to tell broken tokens from a dead API.
+    fn ask_control(&mut self, entries: &[Entry], next: usize) -> Result<(), DbError> {
+        for (index, entry) in entries.iter().enumerate().skip(next).rev() {
+            if self.asked_early.contains(&entry.id) || self.summary.stop.is_some() {
+                continue;
+            }
+            let Some(token) = self.store.tokens(&[*entry])?.remove(&entry.id) else {
+                continue;
+            };
+            if token.access_token.as_ref().is_some_and(AccessToken::is_sendable) {
+                warn!("  ⚠️ 连续多个 Token 没有得到 API 的回答，改问最近使用的 Token");
+                self.asked_early.insert(entry.id);
+                self.refresh(index, token)?;
+                break;
             }
         }
-        if self.context.args.dry_run {
-            info!("  🔍 试运行: 以上为预计结果，数据库未改动");
+        if self.silence.needs_control() {
+            self.summary.raise(Stop::ApiUnreachable);
         }
-        info!("{DOUBLE_LINE}");
-        match summary.stopped() {
-            Some("signal") => warn!("⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续"),
-            Some("database") => error!("⏹️ 刷新提前结束: 数据库不可用，其余 Token 下次继续"),
-            Some("api_unreachable") => {
-                error!("⏹️ 刷新提前结束: API 无法访问，未删除任何 Token；请检查网络、代理和 API 状态");
+        Ok(())
+    }
+
+    /// Asks about one token and writes what follows, all but a deletion.
+    fn refresh(&mut self, index: usize, token: Token) -> Result<(), DbError> {
+        stop::sleep_until(self.next_start);
+        if let Some(signal) = stop::requested() {
+            self.summary.raise(Stop::Signal(signal));
+            return Ok(());
+        }
+        self.next_start = Instant::now() + self.args.delay;
+        let name = card_name(&token);
+        let number = format!("[{}/{}]", index + 1, self.summary.counts.total);
+        let card_id = token.card_id.map_or_else(|| "-".to_owned(), ObjectId::to_hex);
+        info!("{number} 名片: {name}");
+        info!("  用户: {}", user_name(&token));
+        info!("  最后使用: {}", last_used(&token));
+        info!("🔄 刷新 Token: 名片 '{name}' (ID: {card_id})");
+        let label = format!("{number} 名片 '{name}'");
+        let access_token = match &token.access_token {
+            Some(access_token) if access_token.is_sendable() => access_token,
+            Some(_) => {
+                self.fail(&label, "access_token 超过 4096 字节，未发送");
+                return Ok(());
             }
-            _ => info!("🎉 刷新完成"),
+            None => {
+                self.fail(&label, "没有可用的 access_token");
+                return Ok(());
+            }
+        };
+        let asked = Instant::now();
+        let verdict = self.api.ask(access_token, self.silence.patience_ends());
+        self.silence.note(&verdict, asked);
+        match verdict {
+            Verdict::Valid { .. } => {
+                self.any_valid = true;
+                return self.mark_used(&label, &token);
+            }
+            Verdict::Invalid(reason) => {
+                warn!("  ⚠️ {label} Token 已失效: {reason}");
+                let (id, guard) = (token.id, token.guard());
+                self.condemned.push(Candidate { id, guard, label, reason, condemned: Some(token) });
+            }
+            Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => self.fail(&label, &reason),
         }
-        info!("{DOUBLE_LINE}");
+        Ok(())
     }
 
-    /// Old entries leave the recycle bin at the end of a complete run. Failing
-    /// at that is no failure of the run: the entries stay for the next one.
-    fn purge_bin(&self) {
-        if self.summary.stopped_early() || self.context.args.dry_run {
-            return;
+    fn mark_used(&mut self, label: &str, token: &Token) -> Result<(), DbError> {
+        match self.store.mark_used(token) {
+            Ok(Written::Done) => info!("  ✅ Token 有效，已更新使用时间"),
+            Ok(Written::Would) => info!("  ✅ Token 有效 (试运行: 未写入)"),
+            Ok(Written::Changed) => {
+                info!("  ⏭️ 跳过: Token 已被其他程序更改");
+                self.summary.counts.skipped += 1;
+                return Ok(());
+            }
+            Err(error) => {
+                self.fail(label, &error.to_string());
+                return if error.is_fatal() { Err(error) } else { Ok(()) };
+            }
         }
-        match self.store.purge_bin() {
-            Ok(0) => {}
-            Ok(count) => info!("🧹 回收站: 已清除 {count} 个超过 30 天的记录"),
-            Err(error) => warn!("⚠️ 无法清理回收站: {error}{}", bin_hint(&error)),
-        }
+        self.summary.counts.success += 1;
+        Ok(())
     }
 
-    fn notice_signal(&mut self) {
-        self.summary.signal = stop::requested();
+    fn fail(&mut self, label: &str, reason: &str) {
+        warn!("  ⚠️ {label} 刷新失败: {reason}");
+        self.summary.fail(reason);
+    }
+
+    /// The delete step for what was condemned. Returns who that was.
+    fn delete_condemned(&mut self) -> HashSet<ObjectId> {
+        let candidates = std::mem::take(&mut self.condemned);
+        let ids = candidates.iter().map(|candidate| candidate.id).collect();
+        let limit = self.args.max_delete.limit(self.summary.counts.total, self.args.shard);
+        let fates =
+            delete::run(self.store, self.api, self.args.delay, limit, candidates, &mut self.summary);
+        for (candidate, fate) in fates {
+            match fate {
+                Fate::Deleted => {
+                    let verb = if self.args.dry_run { "试运行: 将删除" } else { "已删除" };
+                    info!("  🗑️ {verb}失效 Token: {}", candidate.label);
+                    self.summary.counts.deleted += 1;
+                }
+                Fate::Changed => self.summary.counts.skipped += 1,
+                Fate::Failed(reason) => self.summary.fail(&reason),
+                Fate::Valid => {
+                    self.any_valid = true;
+                    self.summary.counts.success += 1;
+                }
+                Fate::Kept => self.summary.counts.withheld += 1,
+            }
+        }
+        ids
+    }
+
+    fn tell_progress(&mut self, done: usize) {
+        let counts = &self.summary.counts;
+        if self.last_progress.elapsed() >= PROGRESS_INTERVAL && done < counts.total {
+            self.last_progress = Instant::now();
+            let left = self.store.clock.seconds() / done as f64 * (counts.total - done) as f64;
+            let minutes = (left / 60.0).ceil();
+            let (total, success, failed) = (counts.total, counts.success, counts.failed);
+            info!("⏳ 进度: {done}/{total}，成功 {success}，失败 {failed}，大约还需 {minutes} 分钟");
+        }
     }
 
     fn lose_database(&mut self, error: &DbError) {
         error!("❌ 数据库不可用: {error}");
-        self.summary.database_lost = true;
-    }
-}
-
-/// What one check says about a token; the texts are safe to show.
-pub enum Checked {
-    /// The API accepted it.
-    Valid,
-    /// The API calls it invalid.
-    Invalid(String),
-    /// The API answered, but nothing is known.
-    Failed(String),
-    /// The API did not answer.
-    Unreachable(String),
-}
-
-/// Asks the API about a token and judges the reply.
-pub fn check(api: &Api, token: &AccessToken, is_patient: bool) -> Checked {
-    let (status, body) = match api.check(token, is_patient) {
-        Answer::Reply { status, body } => (status, body),
-        Answer::Unreachable(reason) => return Checked::Unreachable(reason),
-    };
-    match judge(status, &body) {
-        Verdict::Valid { info_id } => {
-            let info_id = info_id.map_or_else(String::new, |id| format!(", info_id={id}"));
-            debug!("  📡 [API] 获取报名详情成功{}", token.redact(&info_id));
-            Checked::Valid
+        self.summary.raise(Stop::Database);
+        if let Some(signal) = stop::requested() {
+            self.summary.raise(Stop::Signal(signal));
         }
-        Verdict::Invalid { message } => Checked::Invalid(presentable(&message, Some(token))),
-        Verdict::Failed { reason } => Checked::Failed(presentable(&reason, Some(token))),
     }
+}
+
+fn print_statistics(summary: &Summary, is_dry_run: bool, level: Level) {
+    log!(level, "{SINGLE_LINE}");
+    log!(level, "📊 刷新统计:");
+    for line in summary.lines() {
+        log!(level, "{line}");
+    }
+    if is_dry_run {
+        log!(level, "  🔍 试运行: 以上为预计结果，数据库未改动");
+    }
+    log!(level, "{DOUBLE_LINE}");
+    let advice = summary.failure_reason().map_or("请检查网络、DNS 和代理", advice);
+    match summary.stop {
+        Some(Stop::Signal(_)) => warn!("⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续"),
+        Some(Stop::Database | Stop::Broken) => error!("⏹️ 刷新提前结束: 数据库不可用，其余 Token 下次继续"),
+        Some(Stop::ApiUnreachable) => error!("⏹️ 刷新提前结束: API 没有应答；{advice}"),
+        None if summary.nothing_worked() => warn!("⚠️ 刷新完成，但没有一个 Token 刷新成功；{advice}"),
+        None | Some(Stop::DeleteLimit) => log!(level, "🎉 刷新完成"),
+    }
+    log!(level, "{DOUBLE_LINE}");
+}
+
+/// Dates that lie ahead are another zone's wall clock.
+pub fn warn_of_future(entries: &[Entry], clock: &Clock) {
+    let now = clock.wall_now();
+    if let Some(latest) = entries.last().and_then(Entry::last_used)
+        && latest.is_ahead_of(now)
+    {
+        warn!("⚠️ 数据库中最近的 last_used {latest} 晚于现在 {now}: TZ 可能不是桌面程序所在的时区");
+    }
+}
+
+/// The name of a token's card, safe to show.
+pub fn card_name(token: &Token) -> String {
+    presentable(token.card_name.as_deref().unwrap_or("已删除的名片"), token.access_token.as_ref())
+}
+
+/// The name of a token's user, safe to show.
+pub fn user_name(token: &Token) -> String {
+    presentable(token.user.as_deref().unwrap_or("未知"), token.access_token.as_ref())
+}
+
+/// When a token was last used, for people.
+pub fn last_used(token: &Token) -> String {
+    token.last_used().map_or_else(|| "从未".to_owned(), |at| at.to_string())
 }

@@ -1,73 +1,92 @@
 //! `--restore-hours`: puts back what the recycle bin took.
 
-use log::{error, info, warn};
+use log::{error, info, log, warn};
 
-use crate::context::Context;
-use crate::db_error::DbError;
-use crate::output::presentable;
+use crate::db_error::{DbError, Result};
+use crate::logging::statistics_level;
+use crate::reads::BinEntry;
 use crate::stop;
-use crate::store::{Restored, Store};
-use crate::summary::Summary;
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::text::{AccessToken, presentable};
+use crate::writes::Restored;
 
 /// Restores what was deleted in the last `hours` hours, the latest deletion first.
-pub fn run(context: &Context, hours: u32) -> Summary {
-    let Some(store) = context.connect() else {
-        return Summary::without_database();
-    };
+pub fn run(store: &Store, hours: u32, is_dry_run: bool) -> Summary {
     let mut summary = Summary::default();
     info!("♻️ 恢复最近 {hours} 小时内删除的 Token...");
-    if let Err(error) = restore_all(context, &store, hours, &mut summary) {
-        error!("❌ 恢复未完成: {error}；请检查数据库和 baoming_tokens_deleted 集合的读写权限");
-        summary.database_lost = true;
+    let verb = if is_dry_run { "将恢复" } else { "已恢复" };
+    if let Err(error) = restore_all(store, hours, verb, &mut summary) {
+        error!("❌ 恢复未完成: {error}");
+        summary.raise(Stop::Database);
+    }
+    if let Some(signal) = stop::requested() {
+        summary.raise_if_unfinished(signal);
     }
     summary.close();
-    let verb = if context.args.dry_run { "将恢复" } else { "已恢复" };
-    info!("📊 恢复统计:");
-    info!("  📝 总计: {} 个", summary.total);
-    info!("  ✅ {verb}: {} 个", summary.success);
-    info!("  ⏭️ 未恢复: {} 个", summary.total - summary.success);
+    let (total, restored) = (summary.counts.total, summary.counts.success);
+    let level = statistics_level(summary.exit_code());
+    log!(level, "📊 恢复统计:");
+    log!(level, "  📝 总计: {total} 个");
+    log!(level, "  ✅ {verb}: {restored} 个");
+    log!(level, "  ⏭️ 未恢复: {} 个", total - restored);
     summary
 }
 
-fn restore_all(context: &Context, store: &Store, hours: u32, summary: &mut Summary) -> Result<(), DbError> {
-    let entries = store.bin_entries(hours)?;
-    summary.total = entries.len();
+fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> Result<()> {
+    let entries = store.bin_entries(store.clock.hours_ago(hours))?;
+    summary.counts.total = entries.len();
     for id in entries {
         if stop::requested().is_some() {
             return Ok(());
         }
         let Some(entry) = store.bin_entry(id)? else {
             warn!("  ⚠️ 回收站记录 {id} 不含 Token，未恢复");
-            summary.failed += 1;
+            summary.fail("回收站记录不含 Token");
             continue;
         };
-        let names = store.card_names(entry.card_id().into_iter())?;
-        let name = names.into_values().next();
-        let name = presentable(name.as_deref().unwrap_or("已删除的名片"), None);
-        let restored = match store.restore(&entry, context.args.dry_run) {
-            Err(error) if !error.is_fatal() => {
-                warn!("  ⚠️ 未恢复: 名片 '{name}'，{error}");
-                summary.failed += 1;
-                continue;
+        let shown = describe(store, &entry)?;
+        match store.put_back(&entry) {
+            Ok(Restored::Yes) => {
+                info!("  ✅ {verb}: {shown}");
+                summary.counts.success += 1;
+                if let Err(error) = store.take_out_of_bin(entry.id) {
+                    warn!("  ⚠️ {shown} 已恢复，但副本仍在回收站中: {error}");
+                    if error.is_fatal() {
+                        return Err(error);
+                    }
+                }
             }
-            other => other?,
-        };
-        let reason = match restored {
-            Restored::Yes if context.args.dry_run => {
-                info!("  ✅ 将恢复: 名片 '{name}'");
-                summary.success += 1;
-                continue;
+            Ok(reason) => {
+                let is_same = reason == Restored::SameIdExists;
+                let reason = if is_same { "该 Token 已存在" } else { "该名片已有新的 Token" };
+                warn!("  ⏭️ 未恢复: {shown}，{reason}");
+                summary.counts.skipped += 1;
             }
-            Restored::Yes => {
-                info!("  ✅ 已恢复: 名片 '{name}'");
-                summary.success += 1;
-                continue;
+            // Written, but maybe not for good: the copy stays in the bin.
+            Err(error @ DbError::Unconfirmed(_)) if store.exists(entry.token_id)? => {
+                warn!("  ⚠️ {verb}，但未经确认，副本留在回收站中: {shown}");
+                summary.counts.success += 1;
+                return Err(error);
             }
-            Restored::SameIdExists => "该 Token 已存在",
-            Restored::CardHasToken => "该名片已有新的 Token",
-        };
-        warn!("  ⏭️ 未恢复: 名片 '{name}'，{reason}");
-        summary.skipped += 1;
+            Err(error) => {
+                warn!("  ❌ 未恢复: {shown}，{error}");
+                summary.fail(&error.to_string());
+                if !matches!(error, DbError::Other(_)) {
+                    return Err(error);
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// An entry's card, reason and time, safe to show.
+fn describe(store: &Store, entry: &BinEntry) -> Result<String> {
+    let own = entry.token.get_str("access_token").ok().and_then(AccessToken::new);
+    let ids: Vec<_> = entry.card_id.into_iter().collect();
+    let name = store.card_names(&ids)?.into_values().next();
+    let name = presentable(name.as_deref().unwrap_or("已删除的名片"), own.as_ref());
+    let reason = presentable(&entry.reason, own.as_ref());
+    Ok(format!("名片 '{name}' (删除于 {}，原因: {reason})", store.clock.wall(entry.deleted_at)))
 }

@@ -1,38 +1,48 @@
 //! The four checks of `--self-test`. Nothing is ever deleted here.
 
+use std::time::{Duration, Instant};
+
 use log::{error, info, warn};
 
 use crate::api::Api;
+use crate::args::Args;
 use crate::cleanup::expired;
-use crate::context::{Context, card_name, last_used, user_name};
-use crate::db_error::DbError;
-use crate::refresh::{Checked, check};
-use crate::store::{Store, Token};
-use crate::summary::Summary;
+use crate::db_error::Result;
+use crate::reads::Token;
+use crate::refresh::{card_name, last_used, user_name, warn_of_future};
+use crate::stop;
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::text::AccessToken;
+use crate::verdict::Verdict;
+use crate::writes::Written;
 
+const CHECKS: [&str; 4] = ["数据库连接", "Token 存在性", "单个 Token 刷新", "清理功能"];
 const CLEANUP_DAYS: u32 = 30;
+/// How long the one token is asked about again.
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs the checks and says which passed.
-pub fn run(context: &Context) -> Summary {
+/// Runs the checks that follow the connection and says which passed.
+pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
     let mut summary = Summary::default();
-    let mut passed = [false; 4];
-    if let Some(store) = context.connect() {
-        passed[0] = true;
-        let newest = guarded(&mut summary, show_newest(&store)).flatten();
-        if let Some(token) = newest {
+    let mut passed = [true, false, false, false];
+    match guarded(&mut summary, show_newest(store)).flatten() {
+        Some(token) => {
             passed[1] = true;
-            summary.total = 1;
-            let refreshed = refresh(context, &store, &token, &mut summary);
+            summary.counts.total = 1;
+            let refreshed = refresh(store, api, &token, &mut summary);
             passed[2] = guarded(&mut summary, refreshed).unwrap_or(false);
-        } else {
-            warn!("⚠️ 没有可以测试的 Token");
         }
-        passed[3] = guarded(&mut summary, count_expired(context, &store)).is_some();
-    } else {
-        summary.database_lost = true;
+        None => warn!("⚠️ 没有可以测试的 Token"),
     }
-    let names = ["数据库连接", "Token 存在性", "单个 Token 刷新", "清理功能"];
-    for (name, passed) in names.iter().zip(passed) {
+    passed[3] = guarded(&mut summary, count_expired(store, args)).is_some();
+    report(passed, &mut summary);
+    summary
+}
+
+/// Says which checks passed; not all is exit 1.
+pub fn report(passed: [bool; 4], summary: &mut Summary) {
+    for (name, passed) in CHECKS.iter().zip(passed) {
         if passed {
             info!("✅ 通过 - {name}");
         } else {
@@ -40,23 +50,28 @@ pub fn run(context: &Context) -> Summary {
         }
     }
     let count = passed.iter().filter(|&&passed| passed).count();
-    info!("总计: {count}/{} 个测试通过", names.len());
-    summary.broken = count < names.len();
-    summary
+    info!("总计: {count}/{} 个测试通过", CHECKS.len());
+    if count < CHECKS.len() {
+        summary.raise(Stop::Broken);
+        if let Some(signal) = stop::requested() {
+            summary.raise(Stop::Signal(signal));
+        }
+    }
+    summary.close();
 }
 
 /// Logs an error of the database; the other checks go on.
-fn guarded<T>(summary: &mut Summary, result: Result<T, DbError>) -> Option<T> {
+fn guarded<T>(summary: &mut Summary, result: Result<T>) -> Option<T> {
     result
         .inspect_err(|error| {
             error!("❌ 数据库不可用: {error}");
-            summary.database_lost = true;
+            summary.raise(Stop::Database);
         })
         .ok()
 }
 
 /// Shows the three most recently updated tokens and returns the first.
-fn show_newest(store: &Store) -> Result<Option<Token>, DbError> {
+fn show_newest(store: &Store) -> Result<Option<Token>> {
     let (count, newest) = store.newest()?;
     info!("📊 数据库中有 {count} 个 Token");
     if !newest.is_empty() {
@@ -71,45 +86,48 @@ fn show_newest(store: &Store) -> Result<Option<Token>, DbError> {
 }
 
 /// Refreshes one token; an invalid one is reported and kept.
-fn refresh(context: &Context, store: &Store, token: &Token, summary: &mut Summary) -> Result<bool, DbError> {
-    info!("测试 Token: 名片 '{}'", card_name(token));
+fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Result<bool> {
+    let name = card_name(token);
+    info!("测试 Token: 名片 '{name}'");
     info!("旧的最后使用时间: {}", last_used(token));
-    let checked = match &token.access_token {
-        Some(access_token) => check(&Api::new(&context.settings, &context.args), access_token, true),
-        None => Checked::Failed("没有可用的 access_token".to_owned()),
-    };
-    match checked {
-        Checked::Valid => {
-            let now = context.clock.wall_now();
-            if context.args.dry_run {
-                info!("✅ Token 有效 (试运行: 未写入)");
-            } else if store.mark_used(token, now)? {
-                info!("新的最后使用时间: {now}");
-                info!("✅ 刷新成功");
-            } else {
-                warn!("⏭️ 跳过: Token 已被其他程序更改");
-                summary.skipped = 1;
+    let reason = match token.access_token.as_ref().filter(|token| AccessToken::is_sendable(token)) {
+        None => "没有可用的 access_token".to_owned(),
+        Some(access_token) => match api.ask(access_token, Instant::now() + PATIENCE) {
+            Verdict::Valid { .. } => match store.mark_used(token)? {
+                Written::Changed => {
+                    warn!("⏭️ 名片 '{name}' 跳过: Token 已被其他程序更改");
+                    summary.counts.skipped = 1;
+                    return Ok(false);
+                }
+                written => {
+                    if written == Written::Would {
+                        info!("✅ Token 有效 (试运行: 未写入)");
+                    } else {
+                        info!("新的最后使用时间: {}", store.clock.wall_now());
+                        info!("✅ 刷新成功");
+                    }
+                    summary.counts.success = 1;
+                    return Ok(true);
+                }
+            },
+            Verdict::Invalid(reason) => {
+                warn!("⚠️ 名片 '{name}' Token 已失效: {reason} (自检不删除)");
+                summary.counts.withheld = 1;
                 return Ok(false);
             }
-            summary.success = 1;
-            return Ok(true);
-        }
-        Checked::Invalid(reason) => {
-            warn!("⚠️ Token 已失效: {reason} (自检不删除)");
-            summary.withheld = 1;
-        }
-        Checked::Failed(reason) | Checked::Unreachable(reason) => {
-            warn!("⚠️ 刷新失败: {reason}");
-            summary.failed = 1;
-        }
-    }
+            Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => reason,
+        },
+    };
+    warn!("⚠️ 名片 '{name}' 刷新失败: {reason}");
+    summary.fail(&reason);
     Ok(false)
 }
 
-fn count_expired(context: &Context, store: &Store) -> Result<(), DbError> {
-    let days = context.args.cleanup_days.unwrap_or(CLEANUP_DAYS);
-    let all = store.entries(None, context.args.shard)?.list;
-    let count = expired(&all, context.clock.wall_now(), days).len();
+fn count_expired(store: &Store, args: &Args) -> Result<()> {
+    let days = args.cleanup_days.unwrap_or(CLEANUP_DAYS);
+    let all = store.entries(None, args.shard)?.list;
+    warn_of_future(&all, &store.clock);
+    let count = expired(all, store.clock.wall_now(), days).len();
     info!("📊 发现 {count} 个 {days} 天未使用的 Token");
     Ok(())
 }

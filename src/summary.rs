@@ -100,6 +100,14 @@ impl Summary {
         self.stop = self.stop.max(Some(stop));
     }
 
+    /// Notes a signal that left some of the total undone.
+    pub fn raise_if_unfinished(&mut self, signal: u8) {
+        self.close();
+        if self.counts.unprocessed > 0 {
+            self.raise(Stop::Signal(signal));
+        }
+    }
+
     /// Counts a failed token; the reason is safe to show.
     pub fn fail(&mut self, reason: &str) {
         self.counts.failed += 1;

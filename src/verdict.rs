@@ -165,6 +165,11 @@ impl Silence {
         self.in_a_row >= SILENT_IN_A_ROW
     }
 
+    /// Whether any token was sent at all.
+    pub fn was_asked(&self) -> bool {
+        self.sent > 0
+    }
+
     /// Whether all were sent in vain, however few.
     pub fn is_total(&self) -> bool {
         self.sent > 0 && self.answered == 0

@@ -1,0 +1,180 @@
+//! The one step that deletes, for verdicts and the cleanup alike: count,
+//! compare with the limit, then all or none. Token by token: ask again
+//! (verdicts only), copy into the recycle bin, delete what was copied.
+
+use std::time::{Duration, Instant};
+
+use log::{error, info, warn};
+use mongodb::bson::Document;
+use mongodb::bson::oid::ObjectId;
+
+use crate::api::Api;
+use crate::db_error::DbError;
+use crate::reads::Token;
+use crate::stop;
+use crate::store::Store;
+use crate::summary::{Stop, Summary};
+use crate::verdict::{Silence, Verdict};
+use crate::writes::Written;
+
+/// A token that is to be deleted.
+pub struct Candidate {
+    /// The document's `_id`.
+    pub id: ObjectId,
+    /// What must still hold for it to be deleted.
+    pub guard: Document,
+    /// How the log calls it: `[3/60] 名片 '1111'`.
+    pub label: String,
+    /// Why it is deleted, as the recycle bin says it; safe to store.
+    pub reason: String,
+    /// The token to ask about again before it is deleted; none for the cleanup.
+    pub condemned: Option<Token>,
+}
+
+/// What became of a candidate.
+pub enum Fate {
+    /// It is in the recycle bin, or would be.
+    Deleted,
+    /// Somebody else changed it meanwhile; it was left alone.
+    Changed,
+    /// It is kept, because the deletion failed or the second answer did not condemn it.
+    Failed(String),
+    /// The second answer was that it is valid; it was refreshed.
+    Valid,
+    /// It is kept, because the step ended before it.
+    Kept,
+}
+
+/// Why a deletion ended the whole step.
+enum Halt {
+    /// Before anything was sent that deletes: the token is kept.
+    Kept(DbError),
+    /// After that: what became of the token is said first.
+    After(Fate, DbError),
+}
+
+/// Deletes all candidates, or none when they are more than `limit`. What ends
+/// the step early is raised in the summary. Gives each candidate's fate, in order.
+pub fn run(
+    store: &Store,
+    api: &Api,
+    delay: Duration,
+    limit: usize,
+    candidates: Vec<Candidate>,
+    summary: &mut Summary,
+) -> Vec<(Candidate, Fate)> {
+    if summary.stop.is_none() && candidates.len() > limit {
+        summary.raise(Stop::DeleteLimit);
+        for candidate in &candidates {
+            warn!("  🛑 {} 保留: {}", candidate.label, candidate.reason);
+        }
+        let count = candidates.len();
+        warn!("  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行");
+    }
+    let mut silence = Silence::default();
+    let mut next_start = Instant::now();
+    let mut fates = Vec::with_capacity(candidates.len());
+    for candidate in &candidates {
+        if summary.stop.is_none() && candidate.condemned.is_some() {
+            stop::sleep_until(next_start);
+            next_start = Instant::now() + delay;
+        }
+        if let Some(signal) = stop::requested() {
+            summary.raise(Stop::Signal(signal));
+        }
+        if summary.stop.is_some() {
+            fates.push(Fate::Kept);
+            continue;
+        }
+        let decided = match &candidate.condemned {
+            Some(token) => ask_again(store, api, token, &mut silence, candidate),
+            None => move_to_bin(store, candidate),
+        };
+        let fate = decided.unwrap_or_else(|halt| {
+            let (fate, error) = match halt {
+                Halt::Kept(error) => (Fate::Kept, error),
+                Halt::After(fate, error) => (fate, error),
+            };
+            error!("  ❌ {} 无法继续，不再删除任何 Token: {error}", candidate.label);
+            summary.raise(Stop::Database);
+            fate
+        });
+        match &fate {
+            Fate::Failed(reason) => warn!("  ⚠️ {} 未删除，Token 保留: {reason}", candidate.label),
+            Fate::Changed => info!("  ⏭️ {} 跳过: Token 已被其他程序更改", candidate.label),
+            Fate::Valid => info!("  ✅ {} 再次询问: Token 有效", candidate.label),
+            Fate::Deleted | Fate::Kept => {}
+        }
+        fates.push(fate);
+        if silence.needs_control() {
+            error!("  🛑 API 连续没有应答，不再删除任何 Token");
+            summary.raise(Stop::ApiUnreachable);
+        }
+    }
+    candidates.into_iter().zip(fates).collect()
+}
+
+/// The second question, on a connection of its own. Only the same answer again deletes.
+fn ask_again(
+    store: &Store,
+    api: &Api,
+    token: &Token,
+    silence: &mut Silence,
+    candidate: &Candidate,
+) -> Result<Fate, Halt> {
+    let Some(access_token) = &token.access_token else {
+        return Ok(Fate::Kept);
+    };
+    let asked = Instant::now();
+    let verdict = api.ask_afresh(access_token, silence.patience_ends());
+    silence.note(&verdict, asked);
+    match verdict {
+        Verdict::Invalid(_) => move_to_bin(store, candidate),
+        Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => Ok(Fate::Failed(reason)),
+        Verdict::Valid { .. } => match store.mark_used(token) {
+            Ok(Written::Done | Written::Would) => Ok(Fate::Valid),
+            Ok(Written::Changed) => Ok(Fate::Changed),
+            Err(error) if error.is_fatal() => Err(Halt::After(Fate::Failed(error.to_string()), error)),
+            Err(error) => Ok(Fate::Failed(error.to_string())),
+        },
+    }
+}
+
+/// Copies, then deletes if nothing has changed since. An error ends the whole step.
+fn move_to_bin(store: &Store, candidate: &Candidate) -> Result<Fate, Halt> {
+    let Some(copy) = store.whole(&candidate.guard).map_err(Halt::Kept)? else {
+        return Ok(Fate::Changed);
+    };
+    let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(Halt::Kept)?;
+    let take_copy_out = || {
+        if let Err(error) = store.take_out_of_bin(entry) {
+            warn!("  ⚠️ {} Token 保留，但它的副本留在回收站中: {error}", candidate.label);
+        }
+    };
+    let error = match store.delete(candidate.id, &copy) {
+        (_, Ok(Written::Done | Written::Would)) => return Ok(Fate::Deleted),
+        (1, Ok(Written::Changed)) => {
+            take_copy_out();
+            return Ok(Fate::Changed);
+        }
+        (1, Err(error @ DbError::Refused(_))) => {
+            take_copy_out();
+            return Err(Halt::Kept(error));
+        }
+        (_, Ok(Written::Changed)) => None,
+        (_, Err(error)) => Some(error),
+    };
+    // A try failed, and may have deleted all the same: the copy stays, a look decides the count.
+    let fate = match store.exists(candidate.id) {
+        Ok(false) => Fate::Deleted,
+        Ok(true) => Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string)),
+        Err(lost) => {
+            let reason = "Token 仍在原处或在回收站中".to_owned();
+            return Err(Halt::After(Fate::Failed(reason), lost));
+        }
+    };
+    match error {
+        Some(error) if error.is_fatal() => Err(Halt::After(fate, error)),
+        _ => Ok(fate),
+    }
+}

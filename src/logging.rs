@@ -1,0 +1,145 @@
+//! The log: its lines, its file, and whether all of it could be written.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use env_logger::Target;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use log::{Level, LevelFilter};
+
+use crate::args::Args;
+use crate::clock::wall;
+use crate::text::os_error;
+
+/// The log target of this program's own lines; all others are dropped, because
+/// HTTP and database libraries log requests with tokens in them.
+const TARGET: &str = env!("CARGO_CRATE_NAME");
+
+/// Opening a pipe must not wait for a reader (the value of Linux on `x86_64` and `aarch64`).
+const O_NONBLOCK: i32 = 0o4000;
+/// How long a full pipe may hold a line up.
+const PIPE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What could not be written, from the first fault on; taken by [`failure`].
+static FAILURE: Mutex<Option<String>> = Mutex::new(None);
+
+/// Starts the log: stdout, or stderr under `--json`, and the log file.
+/// `RUST_LOG` is not asked: it could only make libraries print secrets.
+///
+/// # Errors
+/// When the log file cannot be opened.
+pub fn start(args: &Args, zone: TimeZone) -> io::Result<()> {
+    let file = args.log_file.clone().map(LogFile::open).transpose()?;
+    let sink = Sink { to_stderr: args.json, file };
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Off)
+        .filter_module(TARGET, args.level)
+        .format(move |out, record| {
+            let level = match record.level() {
+                Level::Error => "ERROR",
+                Level::Warn => "WARNING",
+                Level::Info => "INFO",
+                Level::Debug | Level::Trace => "DEBUG",
+            };
+            writeln!(out, "{} [{level}] {}", wall(&zone, Timestamp::now()), record.args())
+        })
+        .target(Target::Pipe(Box::new(sink)))
+        .init();
+    Ok(())
+}
+
+/// Says once what of the log could not be written since the last call.
+pub fn failure() -> Option<String> {
+    FAILURE.lock().ok()?.take()
+}
+
+/// The level of statistics: `-q` shows them too when the run failed.
+pub fn statistics_level(exit_code: u8) -> Level {
+    let is_quiet = log::max_level() < LevelFilter::Info;
+    if is_quiet && exit_code != 0 { Level::Warn } else { Level::Info }
+}
+
+/// Where the log goes. A line that cannot be written never stops a run: the
+/// run's end tells of it. A closed pipe is nobody's fault.
+struct Sink {
+    to_stderr: bool,
+    file: Option<LogFile>,
+}
+
+impl Write for Sink {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let shown = if self.to_stderr { io::stderr().write_all(line) } else { io::stdout().write_all(line) };
+        let filed = self.file.as_mut().map_or(Ok(()), |file| file.write(line));
+        if filed.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+            self.file = None; // a pipe that nobody reads must not hold up each line
+        }
+        for (result, where_to) in [(shown, "输出流"), (filed, "--log-file 的文件")] {
+            if let Err(error) = result
+                && error.kind() != ErrorKind::BrokenPipe
+                && let Ok(mut failure) = FAILURE.lock()
+            {
+                failure.get_or_insert_with(|| {
+                    format!("日志没有完整写入{where_to}: {} (log incomplete)", os_error(&error))
+                });
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log file. It is opened anew when its path no longer leads to it, so
+/// that a rotated or removed file needs neither a signal nor a copy.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogFile {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let mut options = OpenOptions::new();
+        let file =
+            options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
+        let (own, is_link) = (fs::metadata("/proc/self"), fs::symlink_metadata(&path)?.is_symlink());
+        let meta = file.metadata()?;
+        let is_ours = own.is_ok_and(|own| own.uid() == meta.uid());
+        if meta.is_file() && is_ours && !is_link && meta.mode() & 0o077 != 0 {
+            file.set_permissions(Permissions::from_mode(meta.mode() & 0o700))?;
+        }
+        Ok(Self { path, file })
+    }
+
+    fn write(&mut self, mut line: &[u8]) -> io::Result<()> {
+        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let is_current = fs::metadata(&self.path)
+            .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(ours) == id(there)));
+        if !is_current && let Ok(reopened) = Self::open(self.path.clone()) {
+            *self = reopened;
+        }
+        let end = Instant::now() + PIPE_PATIENCE;
+        while !line.is_empty() {
+            match self.file.write(line) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => line = &line[written..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! All that is read of the database, and the types it is read into.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
+use mongodb::bson::{Bson, DateTime, Document, doc};
+
+use crate::clock::WallTime;
+use crate::db_error::Result;
+use crate::select::Shard;
+use crate::store::Store;
+use crate::text::AccessToken;
+
+/// How many tokens are read at once: fresh enough, and few queries.
+pub const CHUNK: usize = 200;
+
+/// A token's place in the order of the run: 20 bytes, however many there are.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, packed(4))] // without padding
+pub struct Entry {
+    /// The document's `_id`.
+    pub id: ObjectId,
+    /// `last_used` in milliseconds; the smallest number when it is no date.
+    last_used: i64,
+}
+
+impl Entry {
+    /// When the token was last used, if that is known.
+    pub fn last_used(&self) -> Option<WallTime> {
+        (self.last_used != i64::MIN).then_some(WallTime(self.last_used))
+    }
+
+    /// What the cleanup decides on: that nobody has used the token since it was read.
+    pub fn guard(&self) -> Document {
+        doc! { "_id": self.id, "last_used": DateTime::from_millis(self.last_used) }
+    }
+}
+
+/// The tokens of a run, least recently used first.
+pub struct Entries {
+    /// Those that can be checked.
+    pub list: Vec<Entry>,
+    /// How many documents have another `_id` than an `ObjectId`: the application makes none such.
+    pub foreign: usize,
+}
+
+/// What the run needs to know of a token. Whatever is missing or of another
+/// type in the document is `None`.
+pub struct Token {
+    /// The document's `_id`.
+    pub id: ObjectId,
+    /// The secret to check.
+    pub access_token: Option<AccessToken>,
+    /// `uname`.
+    pub user: Option<String>,
+    /// `last_used` as it is, of whatever type.
+    last_used: Bson,
+    /// `card`, or the id within it where it is a `DBRef`.
+    pub card_id: Option<ObjectId>,
+    /// The card's `name`, when there is such a card.
+    pub card_name: Option<String>,
+}
+
+impl Token {
+    /// When it was last used, if that is known.
+    pub fn last_used(&self) -> Option<WallTime> {
+        match self.last_used {
+            Bson::DateTime(at) => Some(WallTime(at.timestamp_millis())),
+            _ => None,
+        }
+    }
+
+    /// What a verdict decides on: the token that was checked.
+    pub fn checked(&self) -> Document {
+        doc! { "_id": self.id, "access_token": self.access_token.as_ref().map(AccessToken::expose) }
+    }
+
+    /// What a deletion by verdict decides on: that token, not used since it was read.
+    pub fn guard(&self) -> Document {
+        let mut guard = self.checked();
+        guard.insert("last_used", doc! { "$eq": &self.last_used });
+        guard
+    }
+}
+
+/// An entry of the recycle bin.
+pub struct BinEntry {
+    /// The entry's own `_id`.
+    pub id: ObjectId,
+    /// Why the token was deleted.
+    pub reason: String,
+    /// When, in true UTC.
+    pub deleted_at: Timestamp,
+    /// The token's `_id`.
+    pub token_id: ObjectId,
+    /// The token's card.
+    pub card_id: Option<ObjectId>,
+    /// The token as it was.
+    pub token: RawDocumentBuf,
+}
+
+impl Store {
+    /// The tokens of a shard and of the chosen card, least recently used first;
+    /// with `used_since` only those used then or later. Sorted here: the server
+    /// would need an index or all documents in memory.
+    pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<Entries> {
+        let mut filter = self.card.map_or_else(Document::new, of_card);
+        if let Some(at) = used_since {
+            filter.insert("last_used", doc! { "$gte": DateTime::from_millis(at.0) });
+        }
+        let pick = move |raw: &RawDocument| match raw.get_object_id("_id") {
+            Ok(id) if shard.contains(id.bytes()) => {
+                Some(Some(Entry { id, last_used: date(raw, "last_used").map_or(i64::MIN, |at| at.0) }))
+            }
+            Ok(_) => None,
+            // No shard is meant for these, so the first one reports them.
+            Err(_) => (shard.index == 0).then_some(None),
+        };
+        let found = self.scan(&self.tokens, filter, doc! { "_id": 1, "last_used": 1 }, pick)?;
+        let total = found.len();
+        let left_out = self.pretended_changed.borrow();
+        let mut list: Vec<Entry> = found.into_iter().flatten().collect();
+        let foreign = total - list.len();
+        list.retain(|entry| !left_out.contains(&entry.id));
+        list.sort_unstable_by_key(|entry| (entry.last_used, entry.id));
+        Ok(Entries { list, foreign })
+    }
+
+    /// The present state of some tokens with the names of their cards. Tokens
+    /// that no longer exist are missing from the answer.
+    pub fn tokens(&self, entries: &[Entry]) -> Result<HashMap<ObjectId, Token>> {
+        let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
+        let fields = doc! { "access_token": 1, "uname": 1, "last_used": 1, "card": 1 };
+        let found = self.scan(&self.tokens, doc! { "_id": { "$in": ids } }, fields, token_from)?;
+        let tokens = self.with_card_names(found)?;
+        Ok(tokens.into_iter().map(|token| (token.id, token)).collect())
+    }
+
+    /// How many tokens there are, and the three most recently updated.
+    pub fn newest(&self) -> Result<(u64, Vec<Token>)> {
+        let tokens = self.tokens.clone();
+        let count = self.worker.repeat(move |_| tokens.count_documents(doc! {}).run()).1?;
+        let tokens = self.tokens.clone();
+        let newest = move |_| {
+            let found = tokens.find(doc! {}).sort(doc! { "updated_at": -1 }).limit(3).run()?;
+            found.collect::<mongodb::error::Result<Vec<_>>>()
+        };
+        let found = self.worker.repeat(newest).1?;
+        let tokens = found.iter().filter_map(|raw| token_from(raw)).collect();
+        Ok((count, self.with_card_names(tokens)?))
+    }
+
+    /// Whether the collection of tokens exists.
+    pub fn has_tokens_collection(&self) -> Result<bool> {
+        let database = self.database.clone();
+        let filter = doc! { "name": self.tokens.name() };
+        let names = move |_| database.list_collection_names().filter(filter.clone()).run();
+        Ok(!self.worker.repeat(names).1?.is_empty())
+    }
+
+    /// A whole token document, if the guard still holds.
+    pub fn whole(&self, guard: &Document) -> Result<Option<RawDocumentBuf>> {
+        self.find_one(&self.tokens, guard.clone())
+    }
+
+    /// Whether a token exists.
+    pub fn exists(&self, id: ObjectId) -> Result<bool> {
+        let is_pretended = self.pretended_added.borrow().contains(&id);
+        Ok(is_pretended || self.find_one(&self.tokens, doc! { "_id": id })?.is_some())
+    }
+
+    /// Whether a card has a token.
+    pub fn card_has_token(&self, card_id: ObjectId) -> Result<bool> {
+        let is_pretended = self.pretended_added.borrow().contains(&card_id);
+        Ok(is_pretended || self.find_one(&self.tokens, of_card(card_id))?.is_some())
+    }
+
+    /// The ids of the cards of this exact name; else of the one card with this
+    /// id, if it exists or any token or bin entry has it.
+    pub fn cards_called(&self, name: &str) -> Result<Vec<ObjectId>> {
+        let id_of = |raw: &RawDocument| raw.get_object_id("_id").ok();
+        let named = self.scan(&self.cards, doc! { "name": name }, doc! { "_id": 1 }, id_of)?;
+        let Ok(id) = ObjectId::parse_str(name) else {
+            return Ok(named);
+        };
+        let in_bin = doc! { "$or": [{ "token.card": id }, { "token.card.$id": id }] };
+        let is_known = !named.is_empty()
+            || !self.card_names(&[id])?.is_empty()
+            || self.card_has_token(id)?
+            || self.find_one(&self.bin, in_bin)?.is_some();
+        Ok(if named.is_empty() && is_known { vec![id] } else { named })
+    }
+
+    /// The names of some cards. Cards that do not exist are missing from the answer.
+    pub fn card_names(&self, ids: &[ObjectId]) -> Result<HashMap<ObjectId, String>> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let name_of = |raw: &RawDocument| {
+            let name = raw.get_str("name").unwrap_or("未命名名片");
+            Some((raw.get_object_id("_id").ok()?, name.to_owned()))
+        };
+        let filter = doc! { "_id": { "$in": ids } };
+        Ok(self.scan(&self.cards, filter, doc! { "name": 1 }, name_of)?.into_iter().collect())
+    }
+
+    /// What the recycle bin took since then, of the chosen card: the entries' ids, newest first.
+    pub fn bin_entries(&self, since: Timestamp) -> Result<Vec<ObjectId>> {
+        let since = DateTime::from_millis(since.as_millisecond());
+        let mut filter = doc! { "deleted_at": { "$gte": since } };
+        if let Some(id) = self.card {
+            filter.insert("$or", vec![doc! { "token.card": id }, doc! { "token.card.$id": id }]);
+        }
+        let place = |raw: &RawDocument| Some((date(raw, "deleted_at")?, raw.get_object_id("_id").ok()?));
+        let mut found = self.scan(&self.bin, filter, doc! { "deleted_at": 1 }, place)?;
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(found.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// One entry of the recycle bin; `None` when it is gone or holds no token.
+    pub fn bin_entry(&self, id: ObjectId) -> Result<Option<BinEntry>> {
+        let entry_from = |raw: &RawDocument| {
+            let token = raw.get_document("token").ok()?;
+            Some(BinEntry {
+                id: raw.get_object_id("_id").ok()?,
+                reason: raw.get_str("reason").unwrap_or_default().to_owned(),
+                deleted_at: Timestamp::from_millisecond(date(raw, "deleted_at")?.0).ok()?,
+                token_id: token.get_object_id("_id").ok()?,
+                card_id: card_id(token),
+                token: token.to_owned(),
+            })
+        };
+        Ok(self.find_one(&self.bin, doc! { "_id": id })?.and_then(|raw| entry_from(&raw)))
+    }
+
+    fn with_card_names(&self, mut tokens: Vec<Token>) -> Result<Vec<Token>> {
+        let ids: Vec<ObjectId> = tokens.iter().filter_map(|token| token.card_id).collect();
+        let names = self.card_names(&ids)?;
+        for token in &mut tokens {
+            token.card_name = token.card_id.and_then(|id| names.get(&id).cloned());
+        }
+        Ok(tokens)
+    }
+}
+
+/// The tokens of a card; old documents hold a `DBRef`.
+fn of_card(id: ObjectId) -> Document {
+    doc! { "$or": [{ "card": id }, { "card.$id": id }] }
+}
+
+fn token_from(raw: &RawDocument) -> Option<Token> {
+    let last_used = raw.get("last_used").ok().flatten();
+    Some(Token {
+        id: raw.get_object_id("_id").ok()?,
+        access_token: raw.get_str("access_token").ok().and_then(AccessToken::new),
+        user: raw.get_str("uname").ok().map(str::to_owned),
+        last_used: last_used.and_then(|value| value.try_into().ok()).unwrap_or(Bson::Null),
+        card_id: card_id(raw),
+        card_name: None,
+    })
+}
+
+fn date(raw: &RawDocument, field: &str) -> Option<WallTime> {
+    Some(WallTime(raw.get_datetime(field).ok()?.timestamp_millis()))
+}
+
+/// The card that a token belongs to: an `ObjectId`, in old documents a `DBRef`.
+fn card_id(raw: &RawDocument) -> Option<ObjectId> {
+    match raw.get("card").ok()?? {
+        RawBsonRef::ObjectId(id) => Some(id),
+        RawBsonRef::Document(reference) => reference.get_object_id("$id").ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! What is left behind when a run has ended: the metrics file, the JSON
+//! object, and a line on stderr about what could not be written.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use crate::args::Args;
+use crate::clock::Clock;
+use crate::logging;
+use crate::summary::{Report, Stop, Summary, last_success};
+use crate::text::os_error;
+
+/// Writes the metrics file and the JSON object, where asked for. What cannot
+/// be written makes the run exit 1, and a line on stderr says so.
+pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary) {
+    if let Some(failure) = logging::failure() {
+        complain(&failure);
+        summary.raise(Stop::Broken);
+    }
+    // A dry run refreshed nothing, so monitoring must not hear of it.
+    if let (Some(path), false) = (&args.metrics_file, args.dry_run)
+        && let Err(error) = write_metrics(path, summary, clock)
+    {
+        complain(&format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
+        summary.raise(Stop::Broken);
+    }
+    if args.json {
+        let started_at = clock.rfc3339(clock.started());
+        let report = Report::new(summary, database, started_at, clock.seconds(), args.dry_run);
+        let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
+        if let Err(error) = print(&line) {
+            complain(&format!("无法输出 --json: {} (cannot write stdout)", os_error(&error)));
+            summary.raise(Stop::Broken);
+        }
+    }
+}
+
+/// Checks the target of `--metrics-file` before a run.
+///
+/// # Errors
+/// A usage error: one line.
+pub fn check_metrics_target(path: &Path) -> Result<(), String> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    if !folder.unwrap_or(Path::new(".")).is_dir() {
+        return Err("--metrics-file 所在的文件夹不存在，请先创建 (no such folder; make it first)".to_owned());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            Err("--metrics-file 不是普通文件 (not a regular file: a link, folder, pipe or device)".to_owned())
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("--metrics-file 无法使用: {} (cannot be used)", os_error(&error))),
+    }
+}
+
+/// A new file beside the old one, then a rename, so that a collector never
+/// reads half of it. The old one's last success is taken over, or nothing is written.
+fn write_metrics(path: &Path, summary: &Summary, clock: &Clock) -> io::Result<()> {
+    let now = clock.now().as_second();
+    let schedule = path.file_name().unwrap_or_default().to_string_lossy();
+    let schedule = schedule.strip_suffix(".prom").unwrap_or(&schedule);
+    let last_success = match fs::read(path) {
+        _ if summary.exit_code() == 0 => now as f64,
+        Ok(previous) => last_success(&previous),
+        Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
+        Err(error) => return Err(error),
+    };
+    let text = summary.metrics(schedule, now, last_success, clock.seconds());
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&temporary);
+    // Left over from a process of the same number that was killed.
+    let _ = fs::remove_file(temporary);
+    // `create_new` follows no link.
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o644).open(temporary).and_then(
+        |mut file: File| {
+            file.write_all(text.as_bytes())?;
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            fs::rename(temporary, path)
+        },
+    );
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written
+}
+
+/// Prints on stdout; a closed pipe is no error.
+///
+/// # Errors
+/// A full disk, for instance.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// One line on stderr; a closed stderr is no error.
+pub fn complain(error: &str) {
+    let _ = writeln!(io::stderr(), "refresh_baoming_tokens: {error}");
+}

@@ -1,0 +1,122 @@
+//! A limit on every database operation. The driver has none that holds in all
+//! cases: a write behind `fsyncLock`, or a reply that never comes, blocks its
+//! call for ever. So one thread makes the calls, and the run waits for it in
+//! slices, looking at the clock and at signals.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::debug;
+
+use crate::db_error::{DbError, Result, is_passing};
+use crate::stop;
+
+const SLICE: Duration = Duration::from_millis(50);
+/// How long after a signal the database may still answer, all waits together.
+const GRACE: Duration = Duration::from_millis(1500);
+/// The least time an operation gets, so that a healthy server can always answer.
+const LEAST: Duration = Duration::from_millis(200);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that talks to the driver.
+pub struct Worker {
+    jobs: RefCell<Sender<Job>>,
+    limit: Duration,
+    /// When a signal was first noticed while waiting.
+    noticed: Cell<Option<Instant>>,
+}
+
+impl Worker {
+    /// A thread whose operations take at most `limit` each, repeats included.
+    pub fn start(limit: Duration) -> Self {
+        Self { jobs: RefCell::new(new_thread()), limit, noticed: Cell::new(None) }
+    }
+
+    /// Waits for a job until `end`; `None` when it was given up. It may still be carried out.
+    pub fn wait_for<T: Send + 'static>(
+        &self,
+        end: Instant,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, answer) = mpsc::channel();
+        let least = Instant::now() + LEAST;
+        let job = Box::new(move || {
+            let _ = done.send(job()); // nobody waits for a job that was given up
+        });
+        self.jobs.borrow().send(job).ok()?;
+        loop {
+            let mut end = end;
+            if stop::requested().is_some() {
+                let noticed = self.noticed.get().unwrap_or_else(Instant::now);
+                self.noticed.set(Some(noticed));
+                end = end.min(noticed + GRACE);
+            }
+            let left = end.max(least).saturating_duration_since(Instant::now());
+            match answer.recv_timeout(left.min(SLICE)) {
+                Ok(value) => return Some(value),
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(_) => break,
+            }
+        }
+        // The thread is stuck in the driver: it is left behind.
+        *self.jobs.borrow_mut() = new_thread();
+        None
+    }
+
+    /// When an operation that starts now must be over.
+    pub fn end(&self) -> Instant {
+        Instant::now() + self.limit
+    }
+
+    /// Runs an idempotent operation, again after passing errors with growing
+    /// pauses, within the limit. It is told which try it is, from 1; the number
+    /// of tries comes back with the result.
+    pub fn repeat<T: Send + 'static>(
+        &self,
+        operation: impl Fn(u32) -> mongodb::error::Result<T> + Send + Sync + 'static,
+    ) -> (u32, Result<T>) {
+        let operation = Arc::new(operation);
+        let end = self.end();
+        let mut pause = FIRST_PAUSE;
+        let mut tries = 1;
+        loop {
+            let this = Arc::clone(&operation);
+            let error = match self.wait_for(end, move || this(tries)) {
+                Some(Ok(value)) => return (tries, Ok(value)),
+                Some(Err(error)) => error,
+                None => return (tries, Err(self.no_answer())),
+            };
+            let is_last = !is_passing(&error) || Instant::now() + pause >= end;
+            let error = DbError::from(error);
+            if !is_last && stop::requested().is_none() {
+                debug!("  {error}，稍后重试");
+                stop::sleep_until(Instant::now() + pause);
+            }
+            if is_last || stop::requested().is_some() {
+                return (tries, Err(error));
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            tries += 1;
+        }
+    }
+
+    /// The error of an operation that was given up.
+    pub fn no_answer(&self) -> DbError {
+        if stop::requested().is_some() {
+            return DbError::Lost("收到停止信号，不再等待".to_owned());
+        }
+        DbError::no_answer(self.limit)
+    }
+}
+
+fn new_thread() -> Sender<Job> {
+    let (jobs, inbox) = mpsc::channel::<Job>();
+    thread::spawn(move || inbox.into_iter().for_each(|job| job()));
+    jobs
+}

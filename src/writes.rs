@@ -1,0 +1,202 @@
+//! All that this program ever writes, and what keeps a dry run from writing:
+//! each write begins with it.
+//!
+//! The two collections of the desktop application are only ever changed by
+//! setting `last_used` and `updated_at` and by deleting or adding whole
+//! documents, each guarded by what was decided on.
+
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::raw::RawDocumentBuf;
+use mongodb::bson::{DateTime, Document, doc, rawdoc};
+
+use crate::clock::WallTime;
+use crate::db_error::{DUPLICATE_KEY, DbError, Result};
+use crate::reads::{BinEntry, Token};
+use crate::store::Store;
+use crate::text::AccessToken;
+
+/// How old a bin entry may become.
+const BIN_HOURS: u32 = 30 * 24;
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It was done.
+    Done,
+    /// It would have been done: this is a dry run.
+    Would,
+    /// What it was decided on had changed meanwhile; nothing was written.
+    Changed,
+}
+
+/// What became of a deleted token that was to be put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// It was put back.
+    Yes,
+    /// A document with its `_id` exists.
+    SameIdExists,
+    /// Its card has a token again.
+    CardHasToken,
+}
+
+/// The fields of a token that is imported.
+pub struct NewToken {
+    /// The card it belongs to.
+    pub card_id: ObjectId,
+    /// The secret.
+    pub access_token: AccessToken,
+    /// `uname`.
+    pub user: String,
+    /// `pic`.
+    pub picture: String,
+    /// `unionid`.
+    pub union_id: String,
+    /// `created_at`.
+    pub created_at: WallTime,
+}
+
+impl Store {
+    /// Moves `last_used`, never backwards, and `updated_at` to now, if the
+    /// token is still the one that was checked.
+    pub fn mark_used(&self, token: &Token) -> Result<Written> {
+        let filter = token.checked();
+        if self.dry_run {
+            return self.would_change(token.id, &filter);
+        }
+        let now = DateTime::from_millis(self.clock.wall_now().0);
+        let change = doc! { "$max": { "last_used": now }, "$set": { "updated_at": now } };
+        let tokens = self.tokens.clone();
+        let update = move |_| tokens.update_one(filter.clone(), change.clone()).run();
+        Ok(done_if(self.worker.repeat(update).1?.matched_count))
+    }
+
+    /// Deletes a token if not one byte of it has changed since it was copied.
+    /// The number of tries comes back with the result.
+    pub fn delete(&self, id: ObjectId, copy: &RawDocumentBuf) -> (u32, Result<Written>) {
+        let guard = rawdoc! { "_id": id, "$expr": { "$eq": ["$$ROOT", { "$literal": copy.clone() }] } };
+        let Ok(filter) = Document::try_from(&guard) else {
+            return (1, Err(DbError::Other(0)));
+        };
+        if self.dry_run {
+            return (1, self.would_change(id, &filter));
+        }
+        let tokens = self.tokens.clone();
+        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(filter.clone()).run());
+        (tries, result.map(|result| done_if(result.deleted_count)))
+    }
+
+    fn would_change(&self, id: ObjectId, filter: &Document) -> Result<Written> {
+        if self.whole(filter)?.is_none() {
+            return Ok(Written::Changed);
+        }
+        self.pretended_changed.borrow_mut().insert(id);
+        Ok(Written::Would)
+    }
+
+    /// Copies a token into the recycle bin; a majority has confirmed it when
+    /// this succeeds, and nothing is left behind when it does not, as far as
+    /// the server still listens. Returns the entry's `_id`.
+    pub fn copy_into_bin(&self, token: &RawDocumentBuf, reason: &str) -> Result<ObjectId> {
+        let id = ObjectId::new();
+        if self.dry_run {
+            return Ok(id);
+        }
+        let deleted_at = DateTime::from_millis(self.clock.now().as_millisecond());
+        let entry = rawdoc! { "_id": id, "token": token.clone(), "reason": reason, "deleted_at": deleted_at };
+        let (bin, inserts) = (self.bin.clone(), self.confirmed(&self.bin));
+        let insert = move |tries| {
+            if tries > 1 {
+                // An earlier try may have got through unconfirmed.
+                bin.delete_one(doc! { "_id": id }).run()?;
+            }
+            inserts.insert_one(&entry).run()
+        };
+        match self.worker.repeat(insert).1 {
+            Ok(_) => Ok(id),
+            Err(error) => {
+                let _ = self.take_out_of_bin(id); // the error that counts is the first
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes an entry from the recycle bin.
+    pub fn take_out_of_bin(&self, id: ObjectId) -> Result<()> {
+        if self.dry_run {
+            return Ok(());
+        }
+        let bin = self.bin.clone();
+        self.worker.repeat(move |_| bin.delete_one(doc! { "_id": id }).run()).1.map(drop)
+    }
+
+    /// Removes the entries of the recycle bin that are older than 30 days. Returns how many.
+    pub fn purge_bin(&self) -> Result<u64> {
+        if self.dry_run {
+            return Ok(0);
+        }
+        let limit = DateTime::from_millis(self.clock.hours_ago(BIN_HOURS).as_millisecond());
+        let bin = self.bin.clone();
+        let purge = move |_| bin.delete_many(doc! { "deleted_at": { "$lt": limit } }).run();
+        Ok(self.worker.repeat(purge).1?.deleted_count)
+    }
+
+    /// Puts a deleted token back as it was, unless its `_id` exists or its
+    /// card has a token again. Never overwrites. The copy stays in the bin.
+    pub fn put_back(&self, entry: &BinEntry) -> Result<Restored> {
+        if self.exists(entry.token_id)? {
+            return Ok(Restored::SameIdExists);
+        }
+        if let Some(card_id) = entry.card_id
+            && self.card_has_token(card_id)?
+        {
+            return Ok(Restored::CardHasToken);
+        }
+        match self.add_document(&entry.token, entry.token_id, entry.card_id)? {
+            Written::Changed => Ok(Restored::SameIdExists), // somebody else was faster
+            Written::Done | Written::Would => Ok(Restored::Yes),
+        }
+    }
+
+    /// Adds an imported token; never changes one.
+    pub fn add(&self, token: &NewToken) -> Result<Written> {
+        let id = ObjectId::new();
+        let now = DateTime::from_millis(self.clock.wall_now().0);
+        let document = rawdoc! {
+            "_id": id,
+            "card": token.card_id,
+            "access_token": token.access_token.expose(),
+            "uname": token.user.as_str(),
+            "pic": token.picture.as_str(),
+            "unionid": token.union_id.as_str(),
+            "created_at": DateTime::from_millis(token.created_at.0),
+            "updated_at": now,
+            "last_used": now,
+        };
+        self.add_document(&document, id, Some(token.card_id))
+    }
+
+    fn add_document(
+        &self,
+        document: &RawDocumentBuf,
+        id: ObjectId,
+        card_id: Option<ObjectId>,
+    ) -> Result<Written> {
+        if self.dry_run {
+            self.pretended_added.borrow_mut().extend([id].into_iter().chain(card_id));
+            return Ok(Written::Would);
+        }
+        let (tokens, document) = (self.confirmed(&self.tokens), document.clone());
+        let (tries, result) = self.worker.repeat(move |_| tokens.insert_one(&document).run());
+        match result {
+            // An earlier try got through, only its answer did not.
+            Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.exists(id)? => Ok(Written::Done),
+            Err(DbError::Other(DUPLICATE_KEY)) => Ok(Written::Changed),
+            other => other.map(|_| Written::Done),
+        }
+    }
+}
+
+fn done_if(count: u64) -> Written {
+    if count == 1 { Written::Done } else { Written::Changed }
+}
