@@ -19,6 +19,9 @@ use std::{fs, thread};
 pub const PASSWORD: &str = "P%ssw0rd:/@x";
 const ADMIN: &str = "admin";
 
+/// The commands by which a server is read from.
+pub const READS: [&str; 5] = ["find", "getMore", "aggregate", "count", "distinct"];
+
 /// A `mongod` process. Killed, and its data removed, when it is dropped.
 pub struct Mongod {
     port: u16,
@@ -35,7 +38,6 @@ struct Options {
 }
 
 impl Mongod {
-    /// A plain standalone server.
     pub fn start() -> Self {
         Self::launch(Options::default())
     }
@@ -121,7 +123,6 @@ impl Mongod {
         up
     }
 
-    /// `host:port`.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -156,6 +157,16 @@ impl Mongod {
         admin.run_command(command).run().expect("command on admin")
     }
 
+    /// How many commands of these kinds it has had so far.
+    pub fn commands(&self, kinds: &[&str]) -> i64 {
+        let status = self.admin(doc! { "serverStatus": 1 });
+        let counters = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
+        let counters = counters.expect("the server's counters");
+        let total =
+            |kind: &&str| counters.get_document(kind).map_or(0, |it| it.get_i64("total").expect("total"));
+        kinds.iter().map(total).sum()
+    }
+
     /// Creates a user (password [`PASSWORD`]) who has exactly these privileges, each
     /// `(collection, actions)` in `db`; gives the connection string.
     pub fn add_user(&self, name: &str, db: &str, privileges: &[(&str, &[&str])]) -> String {
@@ -186,12 +197,10 @@ impl Mongod {
         self.child.lock().expect("no panic of another user")
     }
 
-    /// Process id of the running server.
     pub fn pid(&self) -> Pid {
         Pid::from_child(self.child().as_ref().expect("a running mongod"))
     }
 
-    /// SIGKILL, and waits for the end.
     pub fn kill(&self) {
         if let Some(mut child) = self.child().take() {
             count(Total::Kills, 1);
@@ -220,7 +229,6 @@ impl Mongod {
         });
     }
 
-    /// Lets a frozen server go on.
     pub fn thaw(&self) {
         kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
     }
@@ -310,7 +318,6 @@ impl ReplicaSet {
         format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
     }
 
-    /// A client of the whole set.
     pub fn client(&self) -> Client {
         connect(&self.uri())
     }
