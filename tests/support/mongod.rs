@@ -287,12 +287,13 @@ pub struct ReplicaSet {
 impl ReplicaSet {
     /// Three nodes that bear data.
     pub fn start() -> Self {
-        Self::start_of(3, false)
+        Self::start_of(3, false, 1000)
     }
 
     /// Starts so many nodes, the last one maybe an arbiter, and waits until one is primary and the
-    /// others follow it.
-    pub fn start_of(members: usize, has_arbiter: bool) -> Self {
+    /// others follow it. A primary that is silent for `election_ms` is replaced: on a busy machine
+    /// that is soon.
+    pub fn start_of(members: usize, has_arbiter: bool, election_ms: i32) -> Self {
         let options = Options { replica_set: true, ..Options::default() };
         let nodes: Vec<Mongod> = thread::scope(|scope| {
             let starting: Vec<_> = (0..members).map(|_| scope.spawn(|| Mongod::launch(options))).collect();
@@ -304,7 +305,7 @@ impl ReplicaSet {
             doc! { "_id": id, "host": node.host(), "arbiterOnly": is_arbiter }.into()
         };
         let members: Vec<Bson> = (0..).zip(&nodes).map(member).collect();
-        let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
+        let settings = doc! { "electionTimeoutMillis": election_ms, "heartbeatIntervalMillis": 200 };
         let config = doc! { "_id": "rs0", "members": members, "settings": settings };
         nodes[0].admin(doc! { "replSetInitiate": config });
         let set = Self { nodes };

@@ -166,6 +166,7 @@ impl TestDb {
         self.seeded.lock().expect("seeded").retain(|token| token.get_object_id("_id").expect("_id") != id);
     }
 
+    /// A token document as it is now.
     pub fn token(&self, id: ObjectId) -> Option<Document> {
         self.tokens().find_one(doc! { "_id": id }).run().expect("token")
     }
