@@ -71,18 +71,23 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, limit, samples } = self;
         let (min, max) = self.min_max();
-        let limit = limit.to_string();
         let [median, min, max] = [self.median(), min, max].map(number);
-        let verdict = match self.is_met() {
-            Some(true) => "met",
-            Some(false) => "MISSED",
-            None => "",
-        };
-        let n = samples.len();
-        write!(f, "| {what:<60} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>3} | {verdict:<6} |")
+        let verdict = self.is_met().map_or("", |is_met| if is_met { "met" } else { "MISSED" });
+        f.write_str(&line([
+            &self.what,
+            &self.limit.to_string(),
+            &median,
+            &min,
+            &max,
+            &self.samples.len().to_string(),
+            verdict,
+        ]))
     }
+}
+
+fn line([what, limit, median, min, max, n, verdict]: [&str; 7]) -> String {
+    format!("| {what:<60} | {limit:>9} | {median:>8} | {min:>8} | {max:>8} | {n:>3} | {verdict:<6} |")
 }
 
 impl fmt::Display for Limit {
@@ -99,11 +104,7 @@ impl fmt::Display for Limit {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "| {:<60} | {:>9} | {:>8} | {:>8} | {:>8} | {:>3} | {:<6} |",
-            "what", "target", "median", "min", "max", "n", ""
-        )?;
+        writeln!(f, "{}", line(["what", "target", "median", "min", "max", "n", ""]))?;
         writeln!(f, "|{0:-<62}|{0:->10}:|{0:->9}:|{0:->9}:|{0:->9}:|{0:->4}:|{0:-<8}|", "")?;
         self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
     }

@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use measure::{Cost, FLOOR, LAUNCH, Running};
+use support::mongod::READS;
 use support::{Mongod, Reply, Stub, TestDb};
 use table::{Limit, Table};
 
@@ -160,11 +161,12 @@ fn thousand_tokens(server: &Mongod, table: &mut Table) {
     let counted: Vec<[f64; 4]> = (0..ROUNDS)
         .map(|_| {
             let api = Stub::always(Reply::valid());
-            let before = commands(server);
+            let commands = || [&["update", "findAndModify"][..], &READS].map(|kinds| server.commands(kinds));
+            let before = commands();
             Running::start(&measure::product(&db, &api)).end(0, &all_valid(TOKENS));
-            let after = commands(server);
-            let [updates, reads] = [0, 1].map(|i| after[i] - before[i]);
-            [count(api.requests()), count(api.connections()), updates, reads]
+            let [updates, reads] = commands();
+            let seen = [api.requests(), api.connections()].map(count);
+            [seen[0], seen[1], count(updates - before[0]), count(reads - before[1])]
         })
         .collect();
     let n = f64::from(TOKENS);
@@ -179,19 +181,6 @@ fn thousand_tokens(server: &Mongod, table: &mut Table) {
     {
         table.add(&format!("1,000 tokens: {what}"), limit, counted.iter().map(|counts| counts[i]));
     }
-}
-
-/// How many commands the server has had so far: updates, reads.
-fn commands(server: &Mongod) -> [f64; 2] {
-    let status = server.admin(doc! { "serverStatus": 1 });
-    let metrics = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
-    let metrics = metrics.expect("the server's counters");
-    let total = |command: &&str| {
-        let counter = metrics.get_document(command).and_then(|counter| counter.get_i64("total"));
-        count(counter.expect("a counter"))
-    };
-    let sum = |commands: &[&str]| commands.iter().map(total).sum();
-    [sum(&["update", "findAndModify"]), sum(&["find", "getMore", "aggregate", "count", "distinct"])]
 }
 
 fn count(n: impl TryInto<u32>) -> f64 {

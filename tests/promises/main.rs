@@ -3,10 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod actions;
-mod cli;
+mod deleting;
 mod faults;
 mod ops;
-mod run;
+mod output;
+mod refreshing;
+mod restoring;
+mod scheduler;
 mod shards;
 mod stub;

@@ -1,12 +1,9 @@
-//! Many machines: the parts of `--shard`, and two runs over the same tokens at the same time.
+//! Many machines: the parts of `--shard`. Two runs over the same tokens are a test of `faults`.
 
-use crate::support::compare::assert_refreshed;
-use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
+use crate::support::{Mongod, Reply, Run, Seed, Stub, TestDb, unique_token};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, doc};
-use std::collections::{BTreeSet, HashSet};
-use std::sync::{Barrier, Mutex};
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 /// Adds tokens that were last used so many days ago, written by as many applications.
 fn add_used(db: &TestDb, label: &str, n: u32, days: f64) {
@@ -116,52 +113,4 @@ fn a_part_counts_its_own_against_the_limit() {
     let enough = [format!("--max-delete={n}"), "--shard=1/2".to_owned()];
     let outcome = Run::new(&db, &api).args(enough).go().expect(0);
     assert_eq!((outcome.stat("删除"), tokens_left(&db)), (n as u64, &all - &own));
-}
-
-#[test]
-fn two_runs_at_the_same_time_do_no_harm() {
-    const EACH: u32 = 40;
-    let db = Mongod::shared().fresh_db();
-    for (label, days) in [("valid", 3.0), ("invalid", 2.0), ("valid", 1.0)] {
-        let card = db.add_card(label);
-        db.add_all((0..EACH).map(|_| Seed::new(&unique_token(label)).card(card).last_used_days_ago(days)));
-    }
-    db.add_all((0..EACH).map(|_| Seed::new(&unique_token("expired")).last_used_days_ago(40.0)));
-    // Neither gets its first answer before both have asked: both know all tokens by then.
-    let (both, connections) = (Barrier::new(2), Mutex::new(HashSet::new()));
-    let api = Stub::start(move |request| {
-        if connections.lock().expect("connections").insert(request.connection) {
-            both.wait();
-        }
-        Reply::by_label(request.token()).after(Duration::from_millis(request.number as u64 % 3))
-    });
-    let before = db.snapshot();
-    let flags = ["--max-age-days=7", "--cleanup-days=30", "--max-delete=100%"];
-    let runs = [(); 2].map(|()| Run::new(&db, &api).args(flags).arg("--json").start());
-    let outcomes: [Outcome; 2] = runs.map(|run| run.wait().expect(0));
-
-    let after = db.snapshot();
-    let sum =
-        |name: &str| outcomes.iter().map(|outcome| outcome.json()[name].as_u64().expect("a number")).sum();
-    let each = u64::from(EACH);
-    assert_eq!((sum("deleted"), sum("cleaned"), sum("failed")), (each, each, 0));
-    assert!((2 * each..=4 * each).contains(&sum("success")), "{}", sum("success"));
-    let total: u64 = sum("total");
-    assert_eq!(total, 6 * each);
-    assert_eq!(total, sum("success") + sum("deleted") + sum("skipped"));
-    let asked = api.recorded();
-    assert!(asked.iter().all(|request| request.nth <= 2 && !request.token().contains("-expired-")));
-
-    let is_refreshed = |token: &&_| label(token) == "valid";
-    let survivors: Vec<_> = before.tokens.iter().filter(is_refreshed).collect();
-    assert_eq!(after.tokens.len(), survivors.len());
-    for (before, after) in survivors.into_iter().zip(&after.tokens) {
-        assert_refreshed(before, after);
-    }
-    assert_eq!(after.bin.len() as u64, 2 * each, "each deleted once");
-    db.assert_none_lost();
-}
-
-fn label(token: &mongodb::bson::RawDocumentBuf) -> &str {
-    token.get_str("access_token").expect("a token").split('-').nth(1).expect("a label")
 }

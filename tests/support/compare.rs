@@ -4,6 +4,7 @@ use super::wall_clock;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
 use mongodb::bson::{DateTime, RawDocumentBuf};
+use std::time::{Duration, SystemTime};
 
 /// The `n`-th of a row of ids that read well.
 pub fn id(n: u32) -> ObjectId {
@@ -60,4 +61,17 @@ fn undated(document: &RawDocumentBuf) -> Vec<(String, RawBsonRef<'_>)> {
     let fields = document.iter().map(|field| field.expect("a field"));
     let fields = fields.map(|(name, value)| (name.as_str().to_owned(), value));
     fields.filter(|(name, _)| name != "last_used" && name != "updated_at").collect()
+}
+
+/// Holds the document as it was, byte for byte, and nothing but what a restore needs.
+#[track_caller]
+pub fn assert_bin_entry(entry: &RawDocumentBuf, document: &RawDocumentBuf, reason: &str) {
+    let names: Vec<&str> = entry.iter().map(|field| field.expect("a field").0.as_str()).collect();
+    assert_eq!(names, ["_id", "token", "reason", "deleted_at"]);
+    entry.get_object_id("_id").expect("an ObjectId");
+    assert_eq!(entry.get_document("token").expect("a document").as_bytes(), document.as_bytes());
+    assert_eq!(entry.get_str("reason").expect("a text"), reason);
+    let deleted_at = entry.get_datetime("deleted_at").expect("a date").to_system_time();
+    let age = SystemTime::now().duration_since(deleted_at);
+    assert!(age.expect("the past, in UTC") < Duration::from_secs(60));
 }

@@ -23,9 +23,10 @@ pub use run::{Live, Outcome, Run, Signal, binary};
 pub use seed::{Seed, Snapshot, TestDb, unique_token, wall_clock, wall_clock_days_ago};
 pub use stub::{Reply, Request, Stub};
 pub use tls::Certificate;
-pub use totals::{Total, count, totals};
+pub use totals::{Total, count};
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -126,6 +127,19 @@ pub fn free_port() -> u16 {
         .map(|port| u16::try_from(port).expect("a port"))
         .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
         .expect("a free port")
+}
+
+/// Where a connection is refused.
+pub fn dead() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+/// A file with this content and mode in a folder of its own.
+pub fn file(name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
+    let path = scratch_dir().join(name);
+    fs::write(&path, content).expect("file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+    path
 }
 
 /// A value that threads change and others await.

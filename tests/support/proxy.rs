@@ -39,7 +39,6 @@ impl Proxy {
         Self { address, targets }
     }
 
-    /// `http://127.0.0.1:port`
     pub fn uri(&self) -> String {
         format!("http://{}", self.address)
     }

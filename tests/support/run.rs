@@ -61,13 +61,11 @@ impl Run {
         self
     }
 
-    /// Adds an argument.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
     }
 
-    /// Adds arguments.
     pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
@@ -79,13 +77,11 @@ impl Run {
         self
     }
 
-    /// Sets a variable.
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.env.insert(name.to_owned(), value.into());
         self
     }
 
-    /// Removes a variable.
     pub fn env_remove(mut self, name: &str) -> Self {
         self.env.remove(name);
         self
@@ -113,12 +109,10 @@ impl Run {
         marked
     }
 
-    /// Runs it to its end.
     pub fn go(self) -> Outcome {
         self.start().wait()
     }
 
-    /// Starts it.
     pub fn start(self) -> Live {
         count(Total::Runs, 1);
         let mut command = self.command();
@@ -191,12 +185,10 @@ pub struct Live {
 }
 
 impl Live {
-    /// Its process id.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("a live process");
     }
@@ -213,7 +205,6 @@ impl Live {
         let _ = kill_process_group(self.pid(), Signal::KILL);
     }
 
-    /// Waits until a line with this text is in either stream; gives the first such line.
     pub fn await_line(&self, text: &str) -> String {
         self.await_lines(text, 1).remove(0)
     }
@@ -233,7 +224,6 @@ impl Live {
         found
     }
 
-    /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("state of the run").is_none()
     }
@@ -274,17 +264,13 @@ impl Output {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// The signal that ended it.
     pub signal: Option<i32>,
-    /// All of standard output.
     pub stdout: String,
-    /// All of standard error.
     pub stderr: String,
-    /// From start to end.
     pub elapsed: Duration,
 }
 

@@ -18,8 +18,6 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub fn wall_clock() -> DateTime {
     wall_clock_days_ago(0.0)
 }
-
-/// The same, some days earlier.
 pub fn wall_clock_days_ago(days: f64) -> DateTime {
     let now = SystemTime::now() + Duration::from_secs(SHANGHAI_HOURS * 60 * 60);
     DateTime::from_system_time(now - DAY.mul_f64(days))
@@ -52,7 +50,6 @@ impl Seed {
         })
     }
 
-    /// A token of this card.
     pub fn card(self, card: ObjectId) -> Self {
         self.set("card", card)
     }
@@ -74,7 +71,6 @@ impl Seed {
         self
     }
 
-    /// Leaves a field out.
     pub fn without(mut self, field: &str) -> Self {
         self.0.remove(field);
         self
@@ -83,11 +79,9 @@ impl Seed {
 
 /// A database of one test. Dropped with it.
 pub struct TestDb {
-    /// Its name.
     pub name: String,
     /// Connection string of the server, without a database.
     pub uri: String,
-    /// Direct access to it.
     pub db: Database,
     secrets: Mutex<BTreeSet<String>>,
     seeded: Mutex<Vec<Document>>,
@@ -104,12 +98,10 @@ impl TestDb {
         }
     }
 
-    /// `baoming_tokens`.
     pub fn tokens(&self) -> Collection<Document> {
         self.db.collection("baoming_tokens")
     }
 
-    /// `cards`.
     pub fn cards(&self) -> Collection<Document> {
         self.db.collection("cards")
     }
@@ -119,12 +111,16 @@ impl TestDb {
         self.db.collection("baoming_tokens_deleted")
     }
 
-    /// Adds a card.
     pub fn add_card(&self, name: &str) -> ObjectId {
         let id = ObjectId::new();
+        self.add_card_as(id, name);
+        id
+    }
+
+    /// Adds a card with this `_id`.
+    pub fn add_card_as(&self, id: ObjectId, name: &str) {
         let card = doc! { "_id": id, "name": name, "configs": [{ "keyword": "姓名", "value": name }] };
         self.cards().insert_one(card).run().expect("card");
-        id
     }
 
     /// Adds a token document as it is; gives its `_id`.
@@ -132,7 +128,6 @@ impl TestDb {
         self.add_all([seed])[0]
     }
 
-    /// Adds many at once.
     pub fn add_all(&self, seeds: impl IntoIterator<Item = Seed>) -> Vec<ObjectId> {
         let documents: Vec<Document> = seeds.into_iter().map(|seed| seed.0).collect();
         self.tokens().insert_many(&documents).run().expect("tokens");
@@ -151,13 +146,24 @@ impl TestDb {
         self.add(Seed::new(&unique_token(label)).card(card))
     }
 
-    /// The same `n` times, each used a second after the one before: that is their order in a run.
+    /// Adds tokens of one card, last used so many days ago; gives their `_id`s.
+    pub fn add_used(&self, label: &str, n: u32, days: f64) -> Vec<ObjectId> {
+        let card = self.add_card(label);
+        self.add_all((0..n).map(|_| Seed::new(&unique_token(label)).card(card).last_used_days_ago(days)))
+    }
+
+    /// Adds `n` tokens of one card, each used a second after the one before: that is their order in a run.
     pub fn add_tokens(&self, label: &str, n: u32) -> Vec<ObjectId> {
         let (first, card) = (wall_clock_days_ago(1.0), self.add_card(label));
         self.add_all((0..n).map(|i| {
             let used = DateTime::from_millis(first.timestamp_millis() + i64::from(i) * 1000);
             Seed::new(&unique_token(label)).card(card).set("updated_at", used).set("last_used", used)
         }))
+    }
+
+    /// Somebody else will delete this token: it is not lost when it is gone.
+    pub fn disown(&self, id: ObjectId) {
+        self.seeded.lock().expect("seeded").retain(|token| token.get_object_id("_id").expect("_id") != id);
     }
 
     /// A token document as it is now.
@@ -226,10 +232,7 @@ impl Drop for TestDb {
 /// The documents of a database at one moment, each collection in the order of `_id`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// `baoming_tokens`
     pub tokens: Vec<RawDocumentBuf>,
-    /// `cards`
     pub cards: Vec<RawDocumentBuf>,
-    /// `baoming_tokens_deleted`
     pub bin: Vec<RawDocumentBuf>,
 }

@@ -32,12 +32,10 @@ pub struct Request {
     pub number: usize,
     /// Which connection it came on, from 1.
     pub connection: usize,
-    /// When it had come in.
     pub at: Instant,
 }
 
 impl Request {
-    /// A query parameter.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -84,14 +82,12 @@ impl Reply {
         Self::json(200, r#"{"sta":0,"msg":"","data":{"info_id":"698add7c7068f814935d6804","title":"报名"}}"#)
     }
 
-    /// What it says of a good token that never enrolled.
     pub fn never_enrolled() -> Self {
         Self::json(200, r#"{"sta":0,"msg":"","data":null}"#)
     }
 
-    /// What it says of a bad token.
     pub fn invalid() -> Self {
-        Self::json(200, r#"{"sta":-1,"msg":"invalid access_token","data":null}"#)
+        Self::json(200, r#"{"msg":"invalid access_token","sta":-500}"#)
     }
 
     /// What it says when it cannot say.
@@ -117,7 +113,6 @@ impl Reply {
         token.split('-').find_map(of).unwrap_or_else(Self::valid)
     }
 
-    /// Any status with a JSON body.
     pub fn json(status: u16, body: &str) -> Self {
         Self::http(status, &[("Content-Type", "application/json; charset=utf-8")], body)
     }
@@ -134,7 +129,6 @@ impl Reply {
         Self { proper: status == 200, ..Self::raw(bytes) }
     }
 
-    /// Redirect (302) to this address.
     pub fn redirect(location: &str) -> Self {
         Self::http(302, &[("Location", location)], "")
     }
@@ -174,17 +168,14 @@ impl Reply {
         Self::fault(vec![], End::Reset)
     }
 
-    /// Something that is not HTTP at all.
     pub fn garbage() -> Self {
         Self::raw(b"\x00\x16\x03\x01 this is not HTTP\xff\xfe\r\n\r\n".to_vec()).then_close()
     }
 
-    /// Status 200 with a header of this many bytes.
     pub fn huge_header(bytes: usize) -> Self {
         Self { proper: false, ..Self::valid() }.header("X-Huge", &"h".repeat(bytes))
     }
 
-    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Some(Step::Send(bytes)) = self.steps.first_mut() {
             let status_line = bytes.windows(2).position(|end| end == b"\r\n").expect("a status line") + 2;
@@ -215,6 +206,12 @@ impl Reply {
             bytes.truncate(bytes.len().saturating_sub(n));
         }
         Self { proper: false, ..self }.then_close()
+    }
+
+    /// Then this one, too, although nobody asks for it.
+    pub fn and(mut self, other: Self) -> Self {
+        self.steps.extend(other.steps);
+        Self { proper: false, end: other.end, ..self }
     }
 
     /// Says `Connection: close`, and closes after the answer.
@@ -267,7 +264,6 @@ impl Stub {
         Self::launch(None, Box::new(handler))
     }
 
-    /// The same reply to every request.
     pub fn always(reply: Reply) -> Self {
         Self::start(move |_| reply.clone())
     }
@@ -277,7 +273,6 @@ impl Stub {
         Self::start(|request| Reply::by_label(request.token()))
     }
 
-    /// HTTPS with this certificate.
     pub fn start_tls(
         certificate: Certificate,
         handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -301,22 +296,18 @@ impl Stub {
         format!("{}://{}/xcx", self.scheme, self.address)
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many requests came in.
     pub fn requests(&self) -> usize {
         self.shared.log.lock().requests.len()
     }
 
-    /// How many connections were made.
     pub fn connections(&self) -> usize {
         self.shared.log.lock().connections
     }
 
-    /// All requests in their order.
     pub fn recorded(&self) -> Vec<Arc<Request>> {
         self.shared.log.lock().requests.clone()
     }

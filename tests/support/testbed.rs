@@ -1,21 +1,13 @@
-//! A database and an API to play with, on loopback, that go away with this program.
-//!
-//! `serve [--tls]` starts both, prints what the program needs to find them as `NAME=value` lines,
-//! and runs until its standard input closes or it gets SIGINT or SIGTERM. `demo` shows one run of
-//! the program, and what it did to the database.
+//! One run of the program with a real database and a stub of the API, both on loopback and gone
+//! afterwards, and what it did to the database; then what was deleted is put back.
 
 #[path = "mod.rs"]
 mod support;
 
 use mongodb::bson::{Document, doc};
 use std::array;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::{env, thread};
-use support::{Certificate, Mongod, Reply, Run, Seed, Stub, TestDb, tls, unique_token};
-
-const USAGE: &str = "usage: testbed serve [--tls] | testbed demo";
+use support::{Mongod, Run, Seed, Stub, TestDb, unique_token};
 
 /// One token of each kind: the card's name (none: the card is gone), the label that the stub goes
 /// by, days since it was last used, what the program should make of it, and what that is in words.
@@ -41,19 +33,6 @@ enum Fate {
 }
 
 fn main() -> ExitCode {
-    let args: Vec<String> = env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["serve"] => serve(false),
-        ["serve", "--tls"] => serve(true),
-        ["demo"] => demo(),
-        _ => {
-            eprintln!("{USAGE}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn demo() -> ExitCode {
     let (mongod, api) = (Mongod::start(), Stub::by_label());
     let db = mongod.fresh_db();
     let seeded = seed(&db);
@@ -67,7 +46,6 @@ fn demo() -> ExitCode {
     let fates = seeded.iter().map(|token| fate(&db, token)).collect::<Vec<_>>();
     println!("\nWhat that did to the database (at most 4 characters of a token; Shanghai time):\n");
     print_table(&db, &seeded, &fates);
-    // 3: done, but one token could not be checked.
     let first_ok =
         code == Some(3) && fates.iter().zip(KINDS).all(|(fate, (.., expected, _))| *fate == expected);
 
@@ -86,14 +64,12 @@ fn run(db: &TestDb, api: &Stub, args: &[&str]) -> Option<i32> {
     println!("\n$ refresh_baoming_tokens {}", args.join(" "));
     let run = Run::new(db, api).no_args().args(args);
     let code = run.command().status().expect("the program, built").code();
-    println!(
-        "({})",
-        match code {
-            Some(0) => "exit code 0: done".to_owned(),
-            Some(3) => "exit code 3: done, but some tokens could not be checked".to_owned(),
-            other => format!("exit code {other:?}"),
-        }
-    );
+    let meaning = match code {
+        Some(0) => "done",
+        Some(3) => "done, but some tokens failed",
+        _ => "unexpected",
+    };
+    println!("(exit code {}: {meaning})", code.unwrap_or(-1));
     code
 }
 
@@ -143,44 +119,6 @@ fn print_table(db: &TestDb, seeded: &[Document], fates: &[Fate]) {
 /// Columns of a terminal; Chinese characters take two.
 fn width(text: &str) -> usize {
     text.chars().map(|c| if c >= '\u{1100}' { 2 } else { 1 }).sum()
-}
-
-fn serve(encrypted: bool) -> ExitCode {
-    let mongod = Mongod::start();
-    let api = if encrypted {
-        Stub::start_tls(Certificate::Good, |request| Reply::by_label(request.token()))
-    } else {
-        Stub::by_label()
-    };
-    let db = mongod.fresh_db();
-    seed(&db);
-    let ca = format!("SSL_CERT_FILE={}\n", tls::ca_file().display());
-    let lines = format!(
-        "MONGODB_URI={}\nMONGODB_DB_NAME={}\nBAOMING_API_BASE={}\n{}",
-        db.uri,
-        db.name,
-        api.base(),
-        if encrypted { &ca } else { "" },
-    );
-    let mut out = io::stdout();
-    // Whoever reads it may stop reading.
-    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
-    await_end();
-    ExitCode::SUCCESS
-}
-
-/// Until standard input closes, or SIGINT or SIGTERM.
-fn await_end() {
-    let (mut wake, end) = UnixStream::pair().expect("socket pair");
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let end = end.try_clone().expect("socket");
-        signal_hook::low_level::pipe::register(signal, end).expect("signal handler");
-    }
-    thread::spawn(move || {
-        let _ = io::copy(&mut io::stdin(), &mut io::sink());
-        let _ = (&end).write(b"x");
-    });
-    let _ = wake.read(&mut [0]);
 }
 
 /// Seeds a token of each of [`KINDS`], in that order.

@@ -1,0 +1,369 @@
+//! What is printed: the log line by line, the JSON object, what `-q` and `-v` leave of it, and that
+//! a line that is read alone says whom it concerns.
+
+use crate::support::compare::{assert_bin_entry, assert_refreshed, assert_text, date, id, timeless};
+use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, dead, unique_token, wall_clock};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The log as the operator knows it: times shown as `NOW`, default database and API.
+fn shown(outcome: &Outcome, db: &TestDb, api: &Stub) -> String {
+    let log = outcome.log().replace(&format!("数据库: {}\n", db.name), "数据库: auto-form-db\n");
+    timeless(&log.replace(&api.base(), "https://api-xcx-qunsou.weiyoubot.cn/xcx"))
+}
+
+const ONE_VALID: &str = "\
+NOW [INFO] ⚙️ 选项: --delay-ms 0 --verbose
+NOW [INFO] 🔧 正在连接数据库...
+NOW [INFO] ✅ MongoDB 连接成功！数据库: auto-form-db
+NOW [INFO] ✅ 数据库连接成功
+NOW [INFO] ⏰ 运行时间: NOW
+NOW [INFO] ============================================================
+NOW [INFO] 🚀 开始刷新报名工具 Token
+NOW [INFO] ============================================================
+NOW [INFO] 📊 找到 1 个 Token 需要刷新
+NOW [INFO] ------------------------------------------------------------
+NOW [INFO] [1/1] 名片: 1111
+NOW [INFO]   用户: 。
+NOW [INFO]   最后使用: 2026-02-12 18:50:05
+NOW [INFO] 🔄 刷新 Token: 名片 '1111' (ID: 698dae7058e10bc3f764fdbf)
+NOW [DEBUG]   📡 [API] GET https://api-xcx-qunsou.weiyoubot.cn/xcx/enroll/v3/detail
+NOW [DEBUG]   📡 [API] 响应状态码: 200
+NOW [DEBUG]   📡 [API] 获取报名详情成功, info_id=698add7c7068f814935d6804
+NOW [INFO]   ✅ Token 有效，已更新使用时间
+NOW [INFO] ------------------------------------------------------------
+NOW [INFO] 📊 刷新统计:
+NOW [INFO]   📝 总计: 1 个
+NOW [INFO]   ✅ 成功: 1 个
+NOW [INFO]   ❌ 失败: 0 个
+NOW [INFO]   🗑️ 删除: 0 个
+NOW [INFO] ============================================================
+NOW [INFO] 🎉 刷新完成
+NOW [INFO] ============================================================
+";
+
+#[test]
+fn golden_run_of_one_token_and_a_run_of_none() {
+    let db = Mongod::shared().fresh_db();
+    let api = Stub::always(Reply::valid());
+    let none = |is_missing: bool| {
+        let log = Run::new(&db, &api).go().expect(0).stdout;
+        for line in ["[INFO] ✅ 没有需要刷新的 Token\n", "[INFO]   📝 总计: 0 个\n", "[INFO] 🎉 刷新完成\n"]
+        {
+            assert!(log.contains(line), "{log}");
+        }
+        let question = log.lines().find(|line| line.contains("[WARNING]"));
+        assert_eq!(question.is_some_and(|line| line.contains("MONGODB_DB_NAME")), is_missing, "{log}");
+    };
+    none(true);
+    let gone = db.add_token("valid");
+    db.tokens().delete_one(doc! { "_id": gone }).run().expect("delete");
+    none(false);
+
+    let card: ObjectId = "698dae7058e10bc3f764fdbf".parse().expect("an id");
+    db.add_card_as(card, "1111");
+    let used = date("2026-02-12 18:50:05");
+    db.add(Seed::new(&unique_token("valid")).card(card).set("uname", "。").set("last_used", used));
+    let outcome = Run::new(&db, &api).arg("-v").go().expect(0);
+    let log = shown(&outcome, &db, &api);
+    // What else DEBUG lines tell is nobody's habit.
+    let known = |line: &&str| !line.contains("[DEBUG]") || line.contains("📡");
+    let log: String = log.split_inclusive('\n').filter(known).collect();
+    assert_text(&log, ONE_VALID);
+    assert_eq!(outcome.stderr, "");
+}
+
+/// What a run does to a document.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Refreshed,
+    Untouched,
+    Deleted,
+    /// The desktop application changes it while it is checked: it stays as that left it.
+    Renewed,
+}
+use Fate::{Deleted, Refreshed, Renewed, Untouched};
+
+/// Label for the stub, name of the card if there is one, what is special about the document (a
+/// field that is undefined is left out), its fate. In the order of the run: those that have no
+/// usable `last_used` come first.
+fn kinds() -> Vec<(&'static str, Option<&'static str>, Document, Fate)> {
+    let absent = Bson::Undefined;
+    vec![
+        ("valid", Some("从未使用"), doc! { "last_used": &absent }, Refreshed),
+        ("valid", Some("空值"), doc! { "last_used": null, "uname": null, "pic": null }, Refreshed),
+        ("valid", Some("别的类型"), doc! { "last_used": "2026-02-12", "uname": 7 }, Refreshed),
+        (
+            "valid",
+            Some("缺字段"),
+            doc! { "last_used": &absent, "updated_at": &absent, "uname": &absent },
+            Refreshed,
+        ),
+        ("valid", Some("有效"), doc! {}, Refreshed),
+        ("never_enrolled", Some("从未报名"), doc! {}, Refreshed),
+        ("invalid", Some("失效"), doc! {}, Deleted),
+        ("busy", Some("繁忙"), doc! {}, Untouched),
+        ("valid", None, doc! {}, Refreshed),
+        ("valid", Some("旧文档"), doc! { "card": { "$ref": "cards", "$id": id(10) } }, Refreshed),
+        ("valid", None, doc! { "card": { "$ref": "cards", "$id": ["no", "id"] } }, Refreshed),
+        ("valid", None, doc! { "card": &absent }, Refreshed),
+        ("valid", None, doc! { "card": null }, Refreshed),
+        ("valid", Some("多余字段"), doc! { "extra": { "a": [{ "b": 1 }] }, "uname": ["列表"] }, Refreshed),
+        ("", Some("没有 token"), doc! { "access_token": &absent }, Untouched),
+        ("", Some("空 token"), doc! { "access_token": null }, Untouched),
+        ("", Some("数字 token"), doc! { "access_token": 12_345 }, Untouched),
+        ("", Some("空白 token"), doc! { "access_token": " \t" }, Untouched),
+        ("valid-renewed", Some("有效，重新登录"), doc! {}, Renewed),
+        ("invalid-renewed", Some("失效，重新登录"), doc! {}, Renewed),
+    ]
+}
+
+/// The lines of the n-th token of [`kinds`], of 23 in the run.
+fn lines_of(n: u32, label: &str, card: Option<&str>, special: &Document, fate: Fate) -> String {
+    let name = card.unwrap_or("已删除的名片");
+    let has = |field: &str| !special.contains_key(field);
+    let user = if has("uname") { "张三" } else { "未知" };
+    let last = if has("last_used") { format!("2026-01-{n:02} 12:00:00") } else { "从未".to_owned() };
+    let card_id = match special.get("card") {
+        Some(Bson::Document(dbref)) if dbref.get_object_id("$id").is_ok() => id(n).to_hex(),
+        Some(_) => "-".to_owned(),
+        None => id(n).to_hex(),
+    };
+    let outcome = match (fate, label) {
+        (Refreshed, _) => "INFO]   ✅ Token 有效，已更新使用时间".to_owned(),
+        (Renewed, "valid-renewed") => "INFO]   ⏭️ 跳过: Token 已被其他程序更改".to_owned(),
+        (Renewed | Deleted, _) => {
+            format!("WARNING]   ⚠️ [{n}/23] 名片 '{name}' Token 已失效: invalid access_token")
+        }
+        (Untouched, label) => {
+            let reason = if label == "busy" {
+                "系统繁忙，请稍后再试"
+            } else {
+                "没有可用的 access_token"
+            };
+            format!("WARNING]   ⚠️ [{n}/23] 名片 '{name}' 刷新失败: {reason}")
+        }
+    };
+    format!(
+        "NOW [INFO] [{n}/23] 名片: {name}\nNOW [INFO]   用户: {user}\nNOW [INFO]   最后使用: {last}\n\
+         NOW [INFO] 🔄 刷新 Token: 名片 '{name}' (ID: {card_id})\nNOW [{outcome}\n"
+    )
+}
+
+const END_OF_EVERY_KIND: &str = "\
+NOW [INFO]   🗑️ 已删除失效 Token: [7/23] 名片 '失效'
+NOW [INFO]   ⏭️ [20/23] 名片 '失效，重新登录' 跳过: Token 已被其他程序更改
+NOW [INFO] ------------------------------------------------------------
+NOW [INFO] 📊 刷新统计:
+NOW [INFO]   📝 总计: 23 个
+NOW [INFO]   ✅ 成功: 12 个
+NOW [INFO]   ❌ 失败: 8 个
+NOW [INFO]   🗑️ 删除: 1 个
+NOW [INFO]   ⏭️ 跳过: 2 个
+NOW [INFO]   ❗ 原因: 没有可用的 access_token × 4
+NOW [INFO]   ❗ 原因: _id 不是 ObjectId × 3
+NOW [INFO]   ❗ 原因: 系统繁忙，请稍后再试 × 1
+NOW [INFO] ============================================================
+NOW [INFO] 🎉 刷新完成
+NOW [INFO] ============================================================
+";
+
+#[test]
+fn golden_run_of_every_kind() {
+    let db = Mongod::shared().fresh_db();
+    let head = ONE_VALID.split_inclusive('\n').take(10).collect::<String>();
+    let mut expected = head.replace("--verbose", "--retries 0").replace("找到 1 个", "找到 23 个");
+    let odd_one = "NOW [WARNING]   ⚠️ baoming_tokens 中的一个文档 刷新失败: _id 不是 ObjectId\n";
+    expected += &odd_one.repeat(3);
+    for (n, (label, card, special, fate)) in (1..).zip(kinds()) {
+        if let Some(name) = card {
+            db.add_card_as(id(n), name);
+        }
+        expected += &lines_of(n, label, card, &special, fate);
+        let used = date(&format!("2026-01-{n:02} 12:00:00"));
+        let seed = Seed::new(&unique_token(label)).set("_id", id(100 + n)).card(id(n)).set("last_used", used);
+        db.add(special.into_iter().fold(seed, |seed, (field, value)| match value {
+            Bson::Undefined => seed.without(&field),
+            value => seed.set(&field, value),
+        }));
+    }
+    expected += END_OF_EVERY_KIND;
+    // No `_id` that the application makes; they sort before the ObjectIds.
+    let odd = [Bson::from(7), "text".into(), doc! { "a": 1 }.into()];
+    for odd in &odd {
+        let access_token = unique_token("valid");
+        db.add_secret(&access_token[..5]);
+        db.tokens().insert_one(doc! { "_id": odd, "access_token": access_token }).run().expect("odd one");
+    }
+    let renewal = doc! { "access_token": "renewed", "unionid": "renewed" };
+    let (tokens, change) = (db.tokens(), doc! { "$set": &renewal });
+    let api = Stub::start(move |request| {
+        if request.token().contains("-renewed-") {
+            let old = doc! { "access_token": request.token() };
+            tokens.update_one(old, change.clone()).run().expect("update");
+        }
+        Reply::by_label(request.token())
+    });
+
+    let (before, start) = (db.snapshot(), wall_clock());
+    let outcome = Run::new(&db, &api).arg("--retries=0").go().expect(3);
+    let (after, end) = (db.snapshot(), wall_clock());
+    assert_text(&shown(&outcome, &db, &api), &expected);
+
+    assert_eq!(after.cards, before.cards);
+    assert_eq!(after.tokens[..odd.len()], before.tokens[..odd.len()]);
+    let mut left = after.tokens[odd.len()..].iter();
+    for (document, (label, card, _, fate)) in before.tokens[odd.len()..].iter().zip(kinds()) {
+        let what = format!("{label} {card:?}");
+        match fate {
+            Refreshed => {
+                let used = assert_refreshed(document, left.next().expect(&what));
+                assert!((start..=end).contains(&used), "{what}: {used}");
+            }
+            Untouched => assert_eq!(left.next(), Some(document), "{what}"),
+            Renewed => {
+                let mut renewed = Document::try_from(document.clone()).expect("a document");
+                renewed.extend(renewal.clone());
+                assert_eq!(left.next(), Some(&RawDocumentBuf::try_from(&renewed).expect("BSON")), "{what}");
+            }
+            Deleted => {
+                let [entry] = &after.bin[..] else { panic!("{} entries in the bin", after.bin.len()) };
+                assert_bin_entry(entry, document, "invalid access_token");
+            }
+        }
+    }
+    assert_eq!(left.next(), None);
+}
+
+/// The levels of a run's log.
+fn levels(outcome: &Outcome) -> BTreeSet<String> {
+    let level = |line: &str| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned());
+    outcome.log().lines().filter_map(level).collect()
+}
+
+#[test]
+fn quiet_says_nothing_of_a_clean_run_and_all_that_matters_of_another() {
+    let db = Mongod::shared().fresh_db();
+    let api = Stub::by_label();
+    db.add_tokens("valid", 9);
+    let run = |flags: &[&str]| Run::new(&db, &api).arg("--retries=0").args(flags).go();
+    for quiet in ["-q", "--quiet"] {
+        assert_eq!(run(&[quiet]).expect(0).log(), "");
+    }
+    for verbose in ["-v", "--verbose"] {
+        assert_eq!(levels(&run(&[verbose]).expect(0)), ["DEBUG", "INFO"].map(String::from).into());
+    }
+    assert_eq!(levels(&run(&[]).expect(0)), ["INFO".to_owned()].into());
+    // What a run that did not end with 0 says, and about which card.
+    for (label, flags, code, says) in [
+        ("busy", "", 3, "[1/10] 名片 'busy' 刷新失败: 系统繁忙"),
+        ("invalid", "--max-delete=0", 25, "[1/10] 名片 'invalid' Token 已失效: invalid access_token"),
+    ] {
+        let id = db.add_token(label);
+        let flags: Vec<&str> = flags.split_whitespace().chain(["-q"]).collect();
+        let outcome = run(&flags).expect(code);
+        assert_eq!(levels(&outcome), ["WARNING".to_owned()].into());
+        let log = outcome.stdout.as_str();
+        assert!(log.lines().next().is_some_and(|line| line.contains(says)), "{log}");
+        let about = |line: &&str| line.contains("失效") || line.contains("失败: ") && !line.contains("个");
+        assert!(log.lines().filter(about).all(|line| line.contains(&format!("名片 '{label}'"))), "{log}");
+        assert_eq!((outcome.stat("总计"), outcome.stat("成功")), (10, 9));
+        db.tokens().delete_one(doc! { "_id": id }).run().expect("delete");
+    }
+}
+
+#[test]
+fn when_nothing_worked_the_last_line_says_what_to_check() {
+    let not_found = r#"{"sta":-1,"msg":"data not found"}"#;
+    for (reply, code, says, what) in [
+        (Reply::json(200, not_found), 3, "⚠️ 刷新完成，但没有一个 Token 刷新成功", "--eid"),
+        (Reply::http(404, &[], "not found"), 5, "⏹️ 刷新提前结束", "BAOMING_API_BASE"),
+        (Reply::http(200, &[], "<html>"), 5, "⏹️ 刷新提前结束", "防火墙"),
+        (Reply::close(), 5, "⏹️ 刷新提前结束", "DNS"),
+    ] {
+        let db = Mongod::shared().fresh_db();
+        db.add_tokens("valid", 2);
+        let outcome = Run::new(&db, &Stub::always(reply)).arg("--retries=0").go().expect(code);
+        let line = outcome.stdout.lines().rev().nth(1).expect("a last line but one");
+        assert!(line.contains(says) && line.contains(what), "{line}");
+        assert!(["WARNING", "ERROR"].iter().any(|level| line.contains(level)), "{line}");
+        assert!(!outcome.stdout.contains("🎉"), "{}", outcome.stdout);
+    }
+}
+
+/// What `--json` says of a run; the order of its fields is a unit test of src/summary.rs.
+fn assert_json(
+    outcome: &Outcome,
+    database: &str,
+    counts: [u64; 8],
+    reason: Option<&str>,
+    stopped: Option<&str>,
+) {
+    let json = outcome.json();
+    let started_at = json["started_at"].as_str().expect("text");
+    assert_eq!(timeless(&started_at.replacen('T', " ", 1)), "NOW+08:00");
+    // The support's clock starts when the program already runs, on a busy machine a while later.
+    let seconds = json["duration_seconds"].as_f64().expect("a number");
+    assert!((0.0..outcome.elapsed.as_secs_f64() + 10.0).contains(&seconds), "{seconds}");
+    let told = COUNTS.map(|name| json[name].as_u64().expect("a number"));
+    assert_eq!(told, counts, "{}", outcome.stderr);
+    assert_eq!(
+        (json["database"].as_str(), json["version"].as_str()),
+        (Some(database), option_env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!((json["failure_reason"].as_str(), json["stopped"].as_str()), (reason, stopped));
+    assert_eq!(json["exit_code"].as_i64(), outcome.code.map(i64::from));
+    assert!(outcome.stderr.lines().all(|line| timeless(line).starts_with("NOW [")), "{}", outcome.stderr);
+}
+
+const COUNTS: [&str; 8] =
+    ["total", "success", "failed", "deleted", "skipped", "withheld", "unprocessed", "cleaned"];
+
+#[test]
+fn the_json_object_is_all_of_standard_output() {
+    let api = Stub::by_label();
+    let (unreachable, busy) = (Some("api_unreachable"), Some("系统繁忙，请稍后再试"));
+    // Tokens in the order of the run, flags, exit code, COUNTS, commonest reason, why it stopped.
+    let table = [
+        ("", "", 0, [0; 8], None, None),
+        ("slow invalid", "", 0, [2, 1, 0, 1, 0, 0, 0, 0], None, None),
+        ("valid busy error busy", "", 3, [4, 1, 3, 0, 0, 0, 0, 0], busy, None),
+        ("error", "", 5, [1, 0, 1, 0, 0, 0, 0, 0], Some("HTTP 503"), unreachable),
+        ("valid invalid busy", "--max-delete=0", 25, [3, 1, 1, 0, 0, 1, 0, 0], busy, Some("delete_limit")),
+        ("valid busy busy", "--dry-run --cleanup-days=1", 3, [3, 1, 2, 0, 0, 0, 0, 2], busy, None),
+    ];
+    for (tokens, flags, code, counts, reason, stopped) in table {
+        let db = Mongod::shared().fresh_db();
+        for (label, hours) in tokens.split_whitespace().zip(0_u32..) {
+            db.add(Seed::new(&unique_token(label)).last_used_days_ago(9.0 - f64::from(hours) / 24.0));
+        }
+        let run = Run::new(&db, &api).args(["--json", "--retries=0"]).args(flags.split_whitespace());
+        let outcome = run.go().expect(code);
+        assert_json(&outcome, &db.name, counts, reason, stopped);
+        assert_eq!(outcome.json()["dry_run"], flags.contains("--dry-run"));
+        let took = outcome.json()["duration_seconds"].as_f64();
+        assert!(!tokens.starts_with("slow") || took >= Some(1.0), "{took:?}");
+        if tokens.is_empty() {
+            let down = Run::new(&db, &api).arg("--json").env("MONGODB_URI", format!("mongodb://{}/", dead()));
+            assert_json(&down.go().expect(1), &db.name, [0; 8], None, Some("database"));
+        }
+        db.assert_none_lost();
+    }
+}
+
+#[test]
+fn help_and_version_need_nothing_and_the_readme_repeats_the_help() {
+    let version = format!("refresh_baoming_tokens {} (", env!("CARGO_PKG_VERSION"));
+    for (short, long, says) in [("-h", "--help", "--max-age-days N"), ("-V", "--version", &*version)] {
+        let outcome = Run::bare().arg(long).go().expect(0);
+        assert!(outcome.stdout.contains(says) && outcome.stdout.ends_with('\n'), "{outcome:?}");
+        assert_eq!(Run::bare().arg(short).go().expect(0).log(), outcome.stdout);
+    }
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(readme).expect("README.md");
+    let help = Run::bare().arg("--help").go().expect(0).stdout;
+    assert!(readme.contains(&help), "README.md does not hold the text of --help:\n{help}");
+}

@@ -1,0 +1,129 @@
+//! The recycle bin gives back what was taken, and never overwrites.
+
+use crate::support::compare::{assert_text, date, id, timeless};
+use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, unique_token, wall_clock_days_ago};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Bson, DateTime, doc};
+use std::time::{Duration, SystemTime};
+
+#[test]
+fn what_a_run_deleted_is_restored_byte_for_byte() {
+    let db = Mongod::shared().fresh_db();
+    let (one, old) = (db.add_card("失效"), db.add_card("旧文档"));
+    let invalid = || Seed::new(&unique_token("invalid"));
+    db.add(invalid().card(one).set("extra", doc! { "b": [1_i64, 2.5, Bson::Null] }));
+    db.add(invalid().card_dbref(old).set("last_used", Bson::Null).without("uname"));
+    db.add(invalid().set("card", "no id").set("pic", 7));
+    db.add(Seed::new(&unique_token("error")).last_used_days_ago(40.0));
+    let valid = db.add_token("valid");
+    let api = Stub::by_label();
+    let before = db.snapshot();
+    Run::new(&db, &api).args(["--cleanup-days=30", "--retries=0"]).go().expect(3);
+    let deleted = db.snapshot();
+    assert_eq!((deleted.tokens.len(), deleted.bin.len()), (1, 4));
+    let asked = api.requests();
+
+    let restore = |flags: &[&str]| Run::new(&db, &api).arg("--restore-hours=1").args(flags).go().expect(0);
+    let outcome = restore(&["--dry-run", "--json"]);
+    let json = outcome.json();
+    assert_eq!((json["total"].as_u64(), json["success"].as_u64()), (Some(4), Some(4)));
+    // Who it would be, why it went and when.
+    for says in ["将恢复: 名片 '失效'", "原因: invalid access_token", "原因: 40 天未使用", "删除于 NOW"]
+    {
+        assert!(timeless(&outcome.stderr).contains(says), "{}", outcome.stderr);
+    }
+    assert_eq!(db.snapshot(), deleted);
+    // One colleague's token, then all others.
+    let outcome = restore(&["--card", "失效"]);
+    assert!(outcome.stdout.contains("  ✅ 已恢复: 1 个\n"), "{}", outcome.stdout);
+    assert_eq!(db.snapshot().bin.len(), 3);
+    let outcome = restore(&["--card", &old.to_hex(), "--dry-run"]);
+    assert!(outcome.stdout.contains("  ✅ 将恢复: 1 个\n"), "{}", outcome.stdout);
+    assert!(restore(&[]).stdout.contains("  ✅ 已恢复: 3 个\n"));
+    let after = db.snapshot();
+    let pairs = before.tokens.iter().zip(&after.tokens);
+    let same =
+        pairs.filter(|(before, after)| before == after || before.get_object_id("_id").ok() == Some(valid));
+    assert_eq!((same.count(), after.tokens.len(), after.bin.len()), (5, 5, 0));
+    let again = restore(&["--json"]).json();
+    assert_eq!(again["total"], 0);
+    assert_eq!((db.snapshot(), api.requests()), (after, asked));
+    db.assert_none_lost();
+}
+
+const RESTORE: &str = "\
+NOW [INFO] ♻️ 恢复最近 2 小时内删除的 Token...
+NOW [WARNING]   ⚠️ 回收站记录 ID 不含 Token，未恢复
+NOW [WARNING]   ⚠️ 回收站记录 ID 不含 Token，未恢复
+NOW [INFO]   ✅ 已恢复: 名片 '两次删除' (删除于 THEN，原因: test)
+NOW [WARNING]   ⏭️ 未恢复: 名片 '两次删除' (删除于 THEN，原因: test)，该名片已有新的 Token
+NOW [WARNING]   ⏭️ 未恢复: 名片 '重新登录 DBRef' (删除于 THEN，原因: test)，该名片已有新的 Token
+NOW [WARNING]   ⏭️ 未恢复: 名片 '重新登录' (删除于 THEN，原因: test)，该名片已有新的 Token
+NOW [WARNING]   ⏭️ 未恢复: 名片 '同一文档' (删除于 THEN，原因: test)，该 Token 已存在
+NOW [INFO]   ✅ 已恢复: 名片 '119 分钟前' (删除于 THEN，原因: test)
+NOW [INFO] 📊 恢复统计:
+NOW [INFO]   📝 总计: 8 个
+NOW [INFO]   ✅ 已恢复: 2 个
+NOW [INFO]   ⏭️ 未恢复: 6 个
+";
+
+/// The log without what every action begins with, and with each time of a deletion as `THEN`.
+fn shown(outcome: &Outcome) -> String {
+    let log = timeless(&outcome.log());
+    let (_, rest) = log.split_once("NOW [INFO] ✅ 数据库连接成功\n").expect("a connection");
+    let mut parts = rest.split("(删除于 ");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (when, rest) = part.split_once('，').expect("a time");
+        let when = if when == "NOW" { date("2026-01-01 00:00:00") } else { date(when) };
+        assert!(when < wall_clock_days_ago(0.0), "the wall clock of TZ");
+        shown.extend(["(删除于 THEN，", rest]);
+    }
+    shown
+}
+
+#[test]
+fn restore_never_overwrites_and_says_what_stays() {
+    let db = Mongod::shared().fresh_db();
+    let mut card = 0;
+    let mut add_entry = |name: &str, minutes: u64, token: Seed| {
+        card += 1;
+        db.add_card_as(id(card), name);
+        let token = token.card(id(card)).0;
+        db.add_secret(&token.get_str("access_token").expect("token")[..5]);
+        let deleted_at = DateTime::from_system_time(SystemTime::now() - Duration::from_secs(minutes * 60));
+        let entry = doc! { "token": &token, "reason": "test", "deleted_at": deleted_at };
+        db.bin().insert_one(entry).run().expect("bin entry");
+        token
+    };
+    let token = || Seed::new(&unique_token("old"));
+    add_entry("两小时前", 121, token());
+    add_entry("119 分钟前", 119, token());
+    let same = add_entry("同一文档", 50, token());
+    db.add(Seed(same).set("access_token", unique_token("new")));
+    let renewed = add_entry("重新登录", 40, token());
+    db.add(Seed::new(&unique_token("new")).card(renewed.get_object_id("card").expect("card")));
+    let renewed = add_entry("重新登录 DBRef", 30, token());
+    db.add(Seed::new(&unique_token("new")).card_dbref(renewed.get_object_id("card").expect("card")));
+    // Two deletions of one card: the later one counts.
+    let earlier = add_entry("两次删除", 20, token());
+    let later = Seed(earlier).set("_id", ObjectId::new()).set("access_token", unique_token("later")).0;
+    let minute_ago = DateTime::from_system_time(SystemTime::now() - Duration::from_secs(60));
+    for odd in [Bson::from(&later), Bson::Null, doc! { "no": "_id" }.into()] {
+        let entry = doc! { "_id": ObjectId::new(), "token": odd, "reason": "test", "deleted_at": minute_ago };
+        db.bin().insert_one(entry).run().expect("bin entry");
+    }
+
+    let before = db.snapshot();
+    let outcome = Run::new(&db, &Stub::always(Reply::valid())).args(["--restore-hours", "2"]).go().expect(3);
+    let after = db.snapshot();
+    let mut log = shown(&outcome);
+    for entry in &after.bin {
+        log = log.replace(&entry.get_object_id("_id").expect("id").to_hex(), "ID");
+    }
+    assert_text(&log, RESTORE);
+    let all_there = before.tokens.iter().all(|token| after.tokens.contains(token));
+    assert!(all_there && after.tokens.len() == before.tokens.len() + 2);
+    assert!(after.tokens.contains(&(&later).try_into().expect("BSON")));
+    assert_eq!((after.bin.len(), after.cards), (before.bin.len() - 2, before.cards));
+}

@@ -1,0 +1,191 @@
+//! What stays up, and what checks the installation: the scheduler, its pauses and its secret, and
+//! the self-test.
+
+use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
+use crate::support::{
+    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, file, scratch_dir, unique_token,
+};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_signal_ends_a_pause_within_a_second() {
+    let db = Mongod::shared().fresh_db();
+    db.add_tokens("valid", 2);
+    let api = Stub::always(Reply::valid());
+    // Flags, the line after which the program does nothing but wait, exit code, requests by then.
+    let table: [(&[&str], &str, Signal, i32, usize); 4] = [
+        (&["--delay-ms=60000"], "✅ Token 有效", Signal::TERM, 143, 1),
+        (&["--delay-ms=60000"], "✅ Token 有效", Signal::INT, 130, 1),
+        (&["--scheduler", "--delay-ms=0"], "✅ 定时任务已启动", Signal::TERM, 0, 0),
+        (&["--scheduler", "--delay-ms=0", "--run-immediately"], "🎉", Signal::INT, 0, 2),
+    ];
+    let mut requests = 0;
+    for (flags, line, signal, code, more) in table {
+        let live = Run::new(&db, &api).no_args().args(flags).start();
+        live.await_line(line);
+        let start = Instant::now();
+        live.signal(signal);
+        live.wait().expect(code);
+        assert!(start.elapsed() < Duration::from_secs(1), "{flags:?}: {:?}", start.elapsed());
+        requests += more;
+        assert_eq!(api.requests(), requests, "{flags:?}");
+    }
+}
+
+#[test]
+fn the_scheduler_says_what_it_will_do() {
+    let db = Mongod::shared().fresh_db();
+    let api = Stub::always(Reply::valid());
+    for (flags, every, immediately) in [
+        (&[][..], "每 6 小时", "否"),
+        (&["--interval", "2"], "每 2 小时", "否"),
+        (&["--interval-minutes=10"], "每 10 分钟", "否"),
+        (&["--interval-minutes=90", "--interval=3", "--run-immediately"], "每 90 分钟", "是"),
+    ] {
+        let live = Run::new(&db, &api).arg("--scheduler").args(flags).start();
+        live.await_line("✅ 定时任务已启动");
+        live.signal(Signal::TERM);
+        let outcome = live.wait().expect(0);
+        let head = format!(
+            "NOW [INFO] 🕐 定时任务模式\n\
+             NOW [INFO]    刷新间隔: {every}\n\
+             NOW [INFO]    立即执行: {immediately}\n\
+             NOW [INFO] ✅ 定时任务已启动，{every}执行一次\n"
+        );
+        let log = timeless(&outcome.stdout);
+        assert_text(log.get(..head.len()).unwrap_or(&log), &head);
+    }
+}
+
+#[test]
+fn the_scheduler_reads_its_secret_anew_and_outlives_a_bad_one() {
+    let old = Mongod::start_with_auth();
+    let moved = old.fresh_db();
+    moved.add_token("valid");
+    let api = Stub::always(Reply::valid());
+    let metrics = scratch_dir().join("active.prom");
+    // A pipe: each reading of the secret waits for what the test writes into it.
+    let secret = file("uri", "", 0o600);
+    fs::remove_file(&secret).expect("removed");
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&secret).status().expect("mkfifo").success());
+    let run = Run::new(&moved, &api).env_remove("MONGODB_URI").env("MONGODB_URI_FILE", &secret);
+    let run = run.args(["--scheduler", "--interval-minutes=1", "--run-immediately", "--metrics-file"]);
+    let live = run.arg(&metrics).limit(Duration::from_secs(150)).start();
+    fs::write(&secret, format!("mongodb://{}/", dead())).expect("the secret at the start");
+    live.await_line("✅ 定时任务已启动");
+    fs::write(&secret, "\n").expect("a secret gone bad");
+    let error = live.await_line("[ERROR]");
+    assert!(error.contains("MONGODB_URI_FILE"), "{error}");
+    let failed = Instant::now();
+    let ended_with = |code| {
+        let sample = format!("baoming_refresh_exit_code{{schedule=\"active\"}} {code}\n");
+        fs::read_to_string(&metrics).is_ok_and(|text| text.contains(&sample))
+    };
+    await_true("the metrics of the first job", || ended_with(1));
+    fs::write(&secret, &moved.uri).expect("the secret of the new server");
+    live.await_line("🔧 正在连接数据库");
+    let pause = failed.elapsed();
+    assert!((59..75).contains(&pause.as_secs()), "{pause:?}");
+    await_true("the end of the second job", || ended_with(0));
+    live.signal(Signal::TERM);
+    let outcome = live.wait().expect(0);
+    let errors = outcome.log().lines().filter(|line| line.contains("[ERROR]")).count();
+    assert_eq!((errors, outcome.stat("成功"), api.requests()), (1, 1, 1));
+}
+
+// ---------------------------------------------------------------------------- self-test
+
+const SELF_TEST: &str = "\
+NOW [INFO] 📊 数据库中有 5 个 Token
+NOW [INFO] 最近的 Token:
+NOW [INFO]   - 名片: 3333
+NOW [INFO]     用户: 未知
+NOW [INFO]     最后使用: 2026-01-02 12:00:00
+NOW [INFO]   - 名片: 已删除的名片
+NOW [INFO]     用户: 张三
+NOW [INFO]     最后使用: 从未
+NOW [INFO]   - 名片: 1111
+NOW [INFO]     用户: 张三
+NOW [INFO]     最后使用: 2026-01-05 12:00:00
+NOW [INFO] 测试 Token: 名片 '3333'
+NOW [INFO] 旧的最后使用时间: 2026-01-02 12:00:00
+NOW [INFO] 新的最后使用时间: NOW
+NOW [INFO] ✅ 刷新成功
+NOW [INFO] 📊 发现 3 个 30 天未使用的 Token
+NOW [INFO] ✅ 通过 - 数据库连接
+NOW [INFO] ✅ 通过 - Token 存在性
+NOW [INFO] ✅ 通过 - 单个 Token 刷新
+NOW [INFO] ✅ 通过 - 清理功能
+NOW [INFO] 总计: 4/4 个测试通过
+";
+
+#[test]
+fn golden_self_test_refreshes_the_most_recently_updated_token() {
+    let db = Mongod::shared().fresh_db();
+    let seed = |n, used: &str, updated: &str| {
+        let seed = Seed::new(&unique_token("valid")).set("_id", id(100 + n)).card(id(n));
+        seed.set("last_used", date(used)).set("updated_at", date(updated))
+    };
+    for (n, name) in [(1, "1111"), (2, "2222"), (3, "3333")] {
+        db.add_card_as(id(n), name);
+    }
+    db.add(seed(1, "2026-01-05 12:00:00", "2026-01-05 12:00:00"));
+    db.add(seed(2, "2026-01-04 12:00:00", "2026-01-04 12:00:00"));
+    db.add(seed(3, "2026-01-02 12:00:00", "2026-01-07 12:00:00").without("uname"));
+    db.add(seed(4, "2026-01-03 12:00:00", "2026-01-06 12:00:00").without("last_used"));
+    db.add(seed(5, "2026-01-01 12:00:00", "2026-01-01 12:00:00").without("updated_at"));
+    let api = Stub::by_label();
+    let before = db.snapshot();
+    let outcome = Run::new(&db, &api).arg("--self-test").go().expect(0);
+    let after = db.snapshot();
+    let log = timeless(&outcome.log());
+    assert_text(log.split_once("✅ 数据库连接成功\n").map_or(&*log, |(_, rest)| rest), SELF_TEST);
+    assert_refreshed(&before.tokens[2], &after.tokens[2]);
+    for untouched in [0, 1, 3, 4] {
+        assert_eq!(after.tokens[untouched], before.tokens[untouched]);
+    }
+    assert_eq!((api.requests(), after.bin.len()), (1, 0));
+}
+
+#[test]
+fn self_test_reports_each_failure_and_deletes_nothing() {
+    const FOUR: [&str; 4] = ["数据库连接", "Token 存在性", "单个 Token 刷新", "清理功能"];
+    let api = Stub::by_label();
+    // The token's label, flags, which checks pass, another line.
+    let table = [
+        ("invalid", "", [true, true, false, true], "'card' Token 已失效: invalid access_token"),
+        ("busy", "--retries=0", [true, true, false, true], "'card' 刷新失败: 系统繁忙"),
+        ("down", "--retries=0", [true, true, false, true], "'card' 刷新失败: "),
+        ("valid", "--dry-run", [true; 4], "试运行"),
+        ("invalid", "--cleanup-days=39", [true, true, false, true], "📊 发现 1 个 39 天未使用的 Token"),
+        ("", "", [true, false, false, true], "📊 数据库中有 0 个 Token"),
+        ("no database", "", [false; 4], "[ERROR] ❌ "),
+    ];
+    for (label, flags, passes, line) in table {
+        let db = Mongod::shared().fresh_db();
+        if !label.is_empty() {
+            let card = db.add_card("card");
+            db.add(Seed::new(&unique_token(label)).card(card).last_used_days_ago(40.0));
+        }
+        let before = db.snapshot();
+        let mut run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace());
+        if label == "no database" {
+            run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
+        }
+        let log = run.go().expect(i32::from(passes != [true; 4])).log();
+        assert!(log.contains(line), "{label} {flags:?}: {log}");
+        let lines = FOUR.iter().zip(passes).map(|(name, passes)| {
+            if passes {
+                format!("[INFO] ✅ 通过 - {name}\n")
+            } else {
+                format!("[ERROR] ❌ 失败 - {name}\n")
+            }
+        });
+        assert!(lines.into_iter().all(|line| log.contains(&line)), "{label} {flags:?}: {log}");
+        let passed = passes.iter().filter(|&&passes| passes).count();
+        assert!(log.ends_with(&format!("总计: {passed}/4 个测试通过\n")), "{log}");
+        assert_eq!(db.snapshot(), before, "{label} {flags:?}");
+    }
+}
