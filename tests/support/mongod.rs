@@ -100,7 +100,8 @@ impl Mongod {
             }
         }
         if self.options.replica_set {
-            mongod.args(["--replSet", "rs0"]);
+            // Test commands: failpoints.
+            mongod.args(["--replSet", "rs0", "--setParameter", "enableTestCommands=1"]);
         }
         let mut child = mongod
             .stdin(Stdio::null())
@@ -269,23 +270,34 @@ pub fn connect(uri: &str) -> Client {
     Client::with_options(options).expect("client")
 }
 
-/// Three nodes on loopback that elect a new primary within a second or two.
+/// Nodes on loopback that elect a new primary within a second or two.
 pub struct ReplicaSet {
     /// The members, in no particular role.
     pub nodes: Vec<Mongod>,
 }
 
 impl ReplicaSet {
-    /// Starts the nodes and waits until one is primary and the others follow it.
+    /// Three nodes that bear data.
     pub fn start() -> Self {
+        Self::start_of(3, false, 1000)
+    }
+
+    /// Starts so many nodes, the last one maybe an arbiter, and waits until one is primary and the
+    /// others follow it. A primary that is silent for `election_ms` is replaced: on a busy machine
+    /// that is soon.
+    pub fn start_of(members: usize, has_arbiter: bool, election_ms: i32) -> Self {
         let options = Options { replica_set: true, ..Options::default() };
         let nodes: Vec<Mongod> = thread::scope(|scope| {
-            let starting: Vec<_> = (0..3).map(|_| scope.spawn(|| Mongod::launch(options))).collect();
+            let starting: Vec<_> = (0..members).map(|_| scope.spawn(|| Mongod::launch(options))).collect();
             starting.into_iter().map(|node| node.join().expect("node")).collect()
         });
-        let members: Vec<Bson> =
-            (0..).zip(&nodes).map(|(id, node)| doc! { "_id": id, "host": node.host() }.into()).collect();
-        let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
+        let last = i32::try_from(members).expect("few") - 1;
+        let member = |(id, node): (i32, &Mongod)| {
+            let is_arbiter = has_arbiter && id == last;
+            doc! { "_id": id, "host": node.host(), "arbiterOnly": is_arbiter }.into()
+        };
+        let members: Vec<Bson> = (0..).zip(&nodes).map(member).collect();
+        let settings = doc! { "electionTimeoutMillis": election_ms, "heartbeatIntervalMillis": 200 };
         let config = doc! { "_id": "rs0", "members": members, "settings": settings };
         nodes[0].admin(doc! { "replSetInitiate": config });
         let set = Self { nodes };
@@ -333,12 +345,12 @@ impl ReplicaSet {
     pub fn await_healthy(&self) {
         await_true("a healthy replica set", || {
             let states: Vec<_> = self.nodes.iter().filter_map(state).collect();
-            states.contains(&1) && states.iter().all(|state| [1, 2].contains(state))
+            states.contains(&1) && states.iter().all(|state| [1, 2, 7].contains(state))
         });
     }
 }
 
-/// Member state: 1 primary, 2 secondary; `None` when the node is down.
+/// Member state: 1 primary, 2 secondary, 7 arbiter; `None` when the node is down.
 fn state(node: &Mongod) -> Option<i32> {
     node.child().as_ref()?;
     let status = node.client().database("admin").run_command(doc! { "replSetGetStatus": 1 }).run();

@@ -160,6 +160,11 @@ impl TestDb {
         }))
     }
 
+    /// Somebody else will delete this token: it is not lost when it is gone.
+    pub fn disown(&self, id: ObjectId) {
+        self.seeded.lock().expect("seeded").retain(|token| token.get_object_id("_id").expect("_id") != id);
+    }
+
     /// A token document as it is now.
     pub fn token(&self, id: ObjectId) -> Option<Document> {
         self.tokens().find_one(doc! { "_id": id }).run().expect("token")

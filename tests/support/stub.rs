@@ -217,6 +217,12 @@ impl Reply {
         Self { proper: false, ..self }.then_close()
     }
 
+    /// Then this one, too, although nobody asks for it.
+    pub fn and(mut self, other: Self) -> Self {
+        self.steps.extend(other.steps);
+        Self { proper: false, end: other.end, ..self }
+    }
+
     /// Says `Connection: close`, and closes after the answer.
     pub fn closing(self) -> Self {
         self.header("Connection", "close").then_close()
