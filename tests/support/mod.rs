@@ -16,6 +16,7 @@ pub mod seed;
 pub mod stub;
 pub mod tls;
 pub mod totals;
+pub mod wire;
 
 pub use mongod::{Mongod, ReplicaSet};
 pub use proxy::Proxy;
@@ -24,6 +25,7 @@ pub use seed::{Seed, Snapshot, TestDb, unique_token, wall_clock, wall_clock_days
 pub use stub::{Reply, Request, Stub};
 pub use tls::Certificate;
 pub use totals::{Total, count};
+pub use wire::{Act, Wire};
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

@@ -19,15 +19,24 @@ pub enum Total {
     Lost,
     /// Secrets found in an output.
     Leaked,
+    /// Commands to the database that were disturbed one at a time.
+    Commands,
+    /// Requests to the API that were, each in every way.
+    Requests,
+    /// Walls and rows of silence that the API was made to show.
+    Walls,
 }
 
-const NAMES: [(Total, &str); 6] = [
+const NAMES: [(Total, &str); 9] = [
     (Total::Runs, "runs"),
     (Total::Faults, "faults injected"),
     (Total::Kills, "kills"),
     (Total::AtRisk, "tokens at risk"),
     (Total::Lost, "tokens lost"),
     (Total::Leaked, "secrets leaked"),
+    (Total::Commands, "commands disturbed"),
+    (Total::Requests, "requests disturbed"),
+    (Total::Walls, "walls of silence"),
 ];
 
 /// Adds to a total in the file that `TEST_TOTALS` names, if any, for a sum over all test binaries

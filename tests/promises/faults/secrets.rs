@@ -161,7 +161,7 @@ fn nothing_that_the_api_repeats_is_shown() {
 #[test]
 fn no_name_shows_a_token() {
     let db = Mongod::shared().fresh_db();
-    let (own, other) = (unique_token("busy"), unique_token("other"));
+    let (own, other) = (unique_token("unclear"), unique_token("other"));
     let name = format!("名片 {own}，{other}");
     let card = db.add_card(&name);
     let seed = Seed::new(&own).card(card).set("uname", name.as_str()).last_used_days_ago(41.0);
@@ -216,10 +216,10 @@ fn no_connection_string_is_shown() {
         (good.replace("authSource=admin", "authSource=elsewhere"), 1),
         (good.replace("authSource=admin", "authSource=admin&authMechanism=SCRAM-SHA-1&tls=true"), 1),
         (format!("mongodb://{credentials}@{nobody}/"), 1),
-        (format!("mongodb://{credentials}@{secret}.invalid/"), 1),
-        (format!("mongodb+srv://{credentials}@{secret}.invalid/"), 1),
+        (format!("mongodb://{credentials}@nobody.invalid/"), 1),
+        (format!("mongodb+srv://{credentials}@nobody.invalid/"), 1),
         (format!("mongodb://{credentials}@{host}/?replicaSet={secret}"), 1),
-        (format!("mongodb://{credentials}@{host}/?tls=true&tlsCAFile=/nonexistent/{secret}"), 1),
+        (format!("mongodb://{credentials}@{host}/?tls=true&tlsCAFile=/nonexistent/{secret}"), 2),
         (format!("mongodb://admin:{PASSWORD}@{host}/"), 2),
         (format!("mongodb://{credentials}@{host}:99999/"), 2),
         (format!("mongodb://{credentials}@{host}/?tls={secret}"), 2),
@@ -260,10 +260,10 @@ fn no_secret_of_the_proxy_or_the_api_s_address_is_shown() {
     let api = Stub::always(Reply::valid());
     let nobody = format!("127.0.0.1:{}", free_port());
     let rows: [(&str, String, i32); 7] = [
-        ("HTTP_PROXY", format!("http://user:pr0xyW0rd@{nobody}"), 5),
-        ("HTTP_PROXY", "http://user:pr0xyW0rd@proxy.invalid:3128".to_owned(), 5),
-        ("HTTP_PROXY", format!("socks5://user:pr0xyW0rd@{nobody}"), 2),
-        ("HTTP_PROXY", "http://user:pr0xyW0rd@[:::".to_owned(), 2),
+        ("HTTPS_PROXY", format!("http://user:pr0xyW0rd@{nobody}"), 5),
+        ("HTTPS_PROXY", "http://user:pr0xyW0rd@proxy.invalid:3128".to_owned(), 5),
+        ("HTTPS_PROXY", format!("socks5://user:pr0xyW0rd@{nobody}"), 2),
+        ("HTTPS_PROXY", "http://user:pr0xyW0rd@[:::".to_owned(), 2),
         ("BAOMING_API_BASE", "https://user:pr0xyW0rd@127.0.0.1/xcx".to_owned(), 2),
         ("BAOMING_API_BASE", "http://pr0xyW0rd.example/xcx".to_owned(), 2),
         ("BAOMING_API_BASE", "https://127.0.0.1/xcx?key=pr0xyW0rd".to_owned(), 2),
@@ -272,7 +272,9 @@ fn no_secret_of_the_proxy_or_the_api_s_address_is_shown() {
         &rows,
         |row| format!("{row:?}"),
         |(name, value, code)| {
-            let run = talkative(&db, &api).args(["--retries", "0"]).env(name, value).secret("pr0xyW0rd");
+            // A loopback API never goes through a proxy.
+            let run = talkative(&db, &api).env("BAOMING_API_BASE", "https://api.invalid/xcx");
+            let run = run.args(["--retries", "0"]).env(name, value).secret("pr0xyW0rd");
             assert_clear(&run.go(), *code);
         },
     );

@@ -1,0 +1,203 @@
+//! The wire between the program and its database, in the test's hands: every command of the
+//! program stops here, and then what the test says happens to it or to its answer.
+
+use super::{Total, Watched, count};
+use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
+use mongodb::bson::{Document, doc, rawdoc};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+/// A command of the program. Greetings, heartbeats and farewells are none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    /// Which of all commands this is, from 1.
+    pub number: usize,
+    /// Which of those of its kind, from 1.
+    pub nth: usize,
+    /// `find`, `update`, `insert`, `delete` and so on, with the collection: `insert cards`.
+    pub what: String,
+    /// False before the server has seen it, true once it was carried out, before the answer.
+    pub answered: bool,
+    /// The command itself, without what it is to insert, update or delete.
+    pub body: RawDocumentBuf,
+}
+
+impl Command {
+    /// Whether it changes something.
+    pub fn is_write(&self) -> bool {
+        ["insert ", "update ", "delete "].iter().any(|kind| self.what.starts_with(kind))
+    }
+}
+
+/// What happens to a command, or to its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It gets through.
+    Pass,
+    /// The connection breaks.
+    Cut,
+    /// It never arrives, and the connection stays.
+    Hold,
+    /// An error with this code is answered; what was not yet carried out is not.
+    Fail(i32),
+    /// The answer says that the write is not confirmed, with this code. Only for an answer.
+    Doubt(i32),
+}
+
+impl From<bool> for Act {
+    fn from(passes: bool) -> Self {
+        if passes { Self::Pass } else { Self::Cut }
+    }
+}
+
+/// A wire to a server. Its threads end with the test process.
+pub struct Wire {
+    address: SocketAddr,
+    seen: Arc<Watched<Vec<Command>>>,
+}
+
+type Hook = dyn Fn(&Command) -> Act + Send + Sync;
+
+impl Wire {
+    /// To the server at this `host:port`. The closure says of each command, and then of its answer,
+    /// what happens, `true` being [`Act::Pass`] and `false` [`Act::Cut`]. It may do anything
+    /// before: change the database, kill the server or the program, or block.
+    pub fn to<A: Into<Act>>(server: String, hook: impl Fn(&Command) -> A + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let wire = Self { address: listener.local_addr().expect("address"), seen: Arc::default() };
+        let (seen, hook): (_, Arc<Hook>) =
+            (Arc::clone(&wire.seen), Arc::new(move |c: &Command| hook(c).into()));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (server, seen, hook) = (server.clone(), Arc::clone(&seen), Arc::clone(&hook));
+                thread::spawn(move || {
+                    // A client or a server that goes away ends its connections.
+                    let Ok(mut server) = TcpStream::connect(server) else { return };
+                    let mut client = client;
+                    let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+                    let _ = carry(&mut client, &mut server, &seen, &*hook);
+                    for end in [client, server] {
+                        let _ = end.shutdown(Shutdown::Both);
+                    }
+                });
+            }
+        });
+        wire
+    }
+
+    /// Connection string, of this one server whatever set it is in.
+    pub fn uri(&self) -> String {
+        format!("mongodb://{}/?directConnection=true", self.address)
+    }
+
+    /// The commands that came, in their order.
+    pub fn commands(&self) -> Vec<Command> {
+        self.seen.lock().clone()
+    }
+}
+
+const HEADER: usize = 16;
+const OP_MSG: i32 = 2013;
+/// Header, flags and the kind of the first section: then comes a document.
+const BODY: usize = HEADER + 4 + 1;
+const MORE_TO_COME: u8 = 2;
+
+fn carry(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    seen: &Watched<Vec<Command>>,
+    hook: &Hook,
+) -> io::Result<()> {
+    loop {
+        let request = message(client)?;
+        let Some((what, body)) = what(&request) else {
+            server.write_all(&request)?;
+            // A heartbeat is answered again and again.
+            while {
+                let reply = message(server)?;
+                client.write_all(&reply)?;
+                reply[HEADER] & MORE_TO_COME != 0
+            } {}
+            continue;
+        };
+        let mut command = seen.change(|seen| {
+            let nth = 1 + seen.iter().filter(|other| other.what == what).count();
+            seen.push(Command { number: seen.len() + 1, nth, what, answered: false, body });
+            seen[seen.len() - 1].clone()
+        });
+        let mut reply = Vec::new();
+        for answered in [false, true] {
+            command.answered = answered;
+            let act = hook(&command);
+            count(Total::Faults, usize::from(act != Act::Pass));
+            match act {
+                Act::Pass | Act::Doubt(_) if !answered => {
+                    server.write_all(&request)?;
+                    reply = message(server)?;
+                }
+                Act::Pass => {}
+                Act::Cut => return Ok(()),
+                // Until the client goes away.
+                Act::Hold => return io::copy(client, &mut io::sink()).map(drop),
+                Act::Fail(code) => {
+                    reply = answer(
+                        &request,
+                        &rawdoc! { "ok": 0.0, "code": code, "codeName": "Injected", "errmsg": "injected" },
+                    );
+                    break;
+                }
+                Act::Doubt(code) => {
+                    let mut body = Document::try_from(document(&reply)?).map_err(io::Error::other)?;
+                    body.insert(
+                        "writeConcernError",
+                        doc! { "code": code, "codeName": "Injected", "errmsg": "injected" },
+                    );
+                    reply = answer(&request, &RawDocumentBuf::try_from(&body).map_err(io::Error::other)?);
+                }
+            }
+        }
+        client.write_all(&reply)?;
+    }
+}
+
+/// One message of the wire protocol: its length, three more numbers, flags, and so on.
+fn message(from: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; 4];
+    from.read_exact(&mut message)?;
+    let length = u32::from_le_bytes(message[..4].try_into().expect("4 bytes"));
+    from.take(u64::from(length).saturating_sub(4)).read_to_end(&mut message)?;
+    if message.len() < BODY {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(message)
+}
+
+/// A message that answers this one.
+fn answer(request: &[u8], body: &RawDocument) -> Vec<u8> {
+    let length = i32::try_from(BODY + body.as_bytes().len()).expect("a small answer");
+    let request_id = i32::from_le_bytes(request[4..8].try_into().expect("4 bytes"));
+    let header = [length, 0, request_id, OP_MSG, 0].map(i32::to_le_bytes);
+    [header.as_flattened(), &[0], body.as_bytes()].concat()
+}
+
+/// The first document of a message, its body.
+fn document(message: &[u8]) -> io::Result<&RawDocument> {
+    let length = message.get(BODY..BODY + 4).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let length = u32::from_le_bytes(length.try_into().expect("4 bytes"));
+    let end = BODY + usize::try_from(length).expect("64 bits");
+    let document = message.get(BODY..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+    RawDocument::from_bytes(document).map_err(io::Error::other)
+}
+
+/// The command of a message, unless it is idle talk.
+fn what(message: &[u8]) -> Option<(String, RawDocumentBuf)> {
+    let op_code = i32::from_le_bytes(message[12..HEADER].try_into().expect("4 bytes"));
+    let body = document(message).ok().filter(|_| op_code == OP_MSG)?;
+    let (name, value) = body.iter().next()?.ok()?;
+    let name = name.as_str();
+    let is_idle_talk = ["hello", "ismaster", "endsessions"].contains(&name.to_lowercase().as_str());
+    let what = format!("{name} {}", value.as_str().unwrap_or_default());
+    (!is_idle_talk).then(|| (what.trim_end().to_owned(), body.to_owned()))
+}
