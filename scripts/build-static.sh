@@ -39,7 +39,11 @@ mkdir -p "$build"
 # Nothing unwinds (panic = "abort"), so the tables for it, a twelfth of the file, go.
 echo 'SECTIONS { /DISCARD/ : { *(.eh_frame .gcc_except_table*) } } INSERT AFTER .rodata;' >$build/no-unwinding.ld
 flags=(-Crelocation-model=static "-Clink-arg=-Wl,-T,$build/no-unwinding.ld" -Cllvm-args=-inline-threshold=10
-    "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" "--remap-path-prefix=$PWD=/source")
+    "--remap-path-prefix=$PWD=/source")
+cargo fetch --quiet --locked
+for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do # each says its own path some hundred times
+    flags+=("--remap-path-prefix=$crates=")
+done
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 
