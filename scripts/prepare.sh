@@ -10,8 +10,9 @@ fail() {
 }
 
 if [[ ${CI-} == true && $EUID == 0 ]] && command -v apt-get >/dev/null; then
-    packages=(binutils buildah busybox cron curl faketime gawk gcc git jq libc6-dev logrotate mawk original-awk
-        prometheus prometheus-node-exporter python3-pip qemu-user-static shellcheck systemd systemd-container)
+    packages=(binutils busybox cron curl faketime gawk gcc git jq libc6-dev logrotate mawk original-awk
+        podman prometheus prometheus-node-exporter python3-pip qemu-user-static runc shellcheck systemd
+        systemd-container)
     install=(apt-get -qy -o DPkg::Lock::Timeout=300 install --no-install-recommends "${packages[@]}")
     export DEBIAN_FRONTEND=noninteractive
     mkdir -p target
