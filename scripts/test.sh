@@ -25,6 +25,7 @@ if has 'on Debian: apt-get install shellcheck' shellcheck --version; then
         xargs -0 grep -lEZ '^#!.*[/ ](ba|da)?sh$' | xargs -0 shellcheck -S style
 fi
 
+mkdir -p target
 TEST_TOTALS=$(mktemp -p "$PWD/target" totals.XXXXXX)
 export TEST_TOTALS
 trap 'rm -f "$TEST_TOTALS"' EXIT
