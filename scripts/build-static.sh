@@ -1,106 +1,71 @@
 #!/usr/bin/env bash
-# Builds target/static/refresh_baoming_tokens: one x86_64 Linux file that needs nothing on the server it is copied to.
-# Prints the crates in it, its size and its SHA-256. The same source and compiler give the same file, in any directory.
+# Builds one Linux file per architecture that needs nothing on the server it is copied to:
+# target/static/refresh_baoming_tokens-ARCH, and for this machine also target/static/refresh_baoming_tokens.
 #
-#   scripts/build-static.sh                       # some minutes the first time, seconds when nothing changed
-#   scripts/build-static.sh --check-reproducible  # builds a copy elsewhere too, and compares the two files
+#   scripts/build-static.sh                               # for this machine: some minutes, then seconds
+#   scripts/build-static.sh x86_64 aarch64                # for both
+#   scripts/build-static.sh --check-reproducible [ARCH]…  # builds a copy of the source too, elsewhere, and compares
 #
-# Uses the toolchain's own musl target where that is installed; else, on Debian, the compiler packaged there, which
-# builds the standard library for musl from its source.
+# Needs rustup, which adds the musl target, and pip, as zig, the C compiler and linker, comes as a wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-name=refresh_baoming_tokens
-target=x86_64-unknown-linux-musl
-result=target/static/$name
-build_dir=$PWD/target/static-build # cargo's; target/static holds nothing but the finished file
+name=refresh_baoming_tokens tools=$PWD/target/tools/zig-0.17.1 build=target/static-build
 
 fail() {
     echo "build-static.sh: $1" >&2
-    exit 1
+    exit "${2:-1}"
 }
 
-# Installs the missing ones of these Debian packages; $1 is what else would do.
-need_packages() {
-    local instead=$1 package missing=()
-    shift
-    for package; do
-        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
-    command -v apt-get >/dev/null || fail "$instead (without Debian's packages there is no other way here)"
-    ((EUID == 0)) || fail "run \`apt-get install ${missing[*]}\` as root, or $instead"
-    echo "Installing Debian packages: ${missing[*]}"
-    local log=$build_dir/apt.log
-    export DEBIAN_FRONTEND=noninteractive
-    { apt-get -q update && apt-get -qy -o DPkg::Lock::Timeout=300 install "${missing[@]}"; } >"$log" 2>&1 </dev/null ||
-        fail "\`apt-get install ${missing[*]}\` failed (see $log); $instead"
-}
-
-case "$#:${1-}" in
-0:) check_reproducible=false ;;
-1:--check-reproducible) check_reproducible=true ;;
-*) fail "the only argument is --check-reproducible" ;;
-esac
-[[ $(uname -sm) == 'Linux x86_64' ]] || fail "builds on x86_64 Linux only, this is $(uname -sm)"
-mkdir -p "$build_dir"
-
-# The file shall depend on source and compiler, not on the caller's settings.
-unset CARGO_INCREMENTAL RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER RUSTFLAGS CFLAGS CPPFLAGS TARGET_CC TARGET_CFLAGS
-unset "${!CARGO_BUILD_@}" "${!CARGO_PROFILE_@}" "${!CARGO_TARGET_@}" "${!CC_@}" "${!CFLAGS_@}"
-
-cargo=cargo
-rustc=rustc
-build_std=()
-# Without `relocation-model=static` the file would ask for an interpreter. Nothing unwinds (panic = "abort"), and the
-# tables for it would add a tenth to the file.
-flags=(-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no)
-
-if compgen -G "$(rustc --print target-libdir --target $target 2>/dev/null)/libstd-*.rlib" >/dev/null; then
-    command -v musl-gcc >/dev/null || need_packages "install musl-gcc" musl-tools
-else
-    need_packages "install Rust's musl target (rustup target add $target)" \
-        rustc-web cargo-web rust-web-src musl-tools libunwind-14-dev
-    cargo=/usr/bin/cargo
-    rustc=/usr/bin/rustc
-    # No features: a backtrace of a stripped file tells nothing, and what prints it is 0.18 MB.
-    build_std=('-Zbuild-std=std,panic_abort' '-Zbuild-std-features=')
-    # LLVM's unwinder, as GCC's does not link; alone in a folder, so that nothing else of the host's is found.
-    mkdir -p "$build_dir/native"
-    ln -sf /usr/lib/llvm-14/lib/libunwind.a "$build_dir/native/"
-    flags+=(-C link-self-contained=no -L "native=$build_dir/native")
-    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=musl-gcc
-    export RUSTC_BOOTSTRAP=1 # lets a stable cargo build the standard library
+check=false
+[[ ${1-} != --check-reproducible ]] || { shift && check=true; }
+(($#)) || set -- "$(uname -m)"
+for arch; do
+    [[ $arch =~ ^(x86_64|aarch64)$ ]] || fail "未知参数 $arch (unknown argument; [--check-reproducible] [x86_64|aarch64]…)" 2
+    target=$arch-unknown-linux-musl # a toolchain without rustup may have it all the same
+    [[ -d $(rustc --print target-libdir --target "$target") ]] || rustup target add "$target" ||
+        fail "缺少 Rust 目标 $target (target missing; install Rust with rustup)"
+done
+if [[ ! -d $tools ]]; then
+    python3 -m pip install --quiet --root-user-action=ignore --target "$tools.new" ziglang==0.17.1 cargo-zigbuild==0.24.1 ||
+        fail '无法用 pip 安装 zig (pip failed; on Debian: apt-get install python3-pip)'
+    mv "$tools.new" "$tools"
 fi
-export RUSTC=$rustc
+export PATH=$tools/bin:$PATH CARGO_ZIGBUILD_ZIG_PATH=$tools/ziglang/zig
 
-# No path of this machine in the file. The last rule that fits counts.
-flags+=(
-    "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    "--remap-path-prefix=$("$rustc" --print sysroot)/lib/rustlib/src/rust=/rust"
-    "--remap-path-prefix=$PWD=/source"
-)
+# The file depends on source and compiler, not on the caller's settings nor on where anything lies.
+unset CARGO_INCREMENTAL RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER CFLAGS "${!CFLAGS_@}"
+unset "${!CARGO_BUILD_@}" "${!CARGO_PROFILE_@}" "${!CARGO_TARGET_@}"
+mkdir -p "$build"
+# Nothing unwinds (panic = "abort"), so the tables for it, a twelfth of the file, go.
+echo 'SECTIONS { /DISCARD/ : { *(.eh_frame .gcc_except_table*) } } INSERT AFTER .rodata;' >$build/no-unwinding.ld
+flags=(-Crelocation-model=static "-Clink-arg=-Wl,-T,$build/no-unwinding.ld" -Cllvm-args=-inline-threshold=10
+    "--remap-path-prefix=$PWD=/source")
+cargo fetch --quiet --locked
+for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do # each says its own path some hundred times
+    flags+=("--remap-path-prefix=$crates=")
+done
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 
-"$cargo" build --release --locked --target $target --target-dir "$build_dir" "${build_std[@]}"
-install -D -m 755 "$build_dir/$target/release/$name" "$result"
+for arch; do
+    target=$arch-unknown-linux-musl result=target/static/$name-$arch
+    cargo zigbuild --release --locked --target "$target" --target-dir $build
+    install -D -m 755 "$build/$target/release/$name" "$result"
+    [[ $arch != "$(uname -m)" ]] || install -m 755 "$result" target/static/$name
+    crates=$(cargo tree --locked --target "$target" --edges normal,no-proc-macro --prefix none --no-dedupe | sort -u | wc -l)
+    sum=$(sha256sum "$result" | cut -d ' ' -f 1)
+    echo "$result: $(stat -c %s "$result") bytes, $crates crates, SHA-256 $sum"
 
-echo "Crates in $result:"
-echo "  std, from $("$rustc" --version)"
-"$cargo" tree --locked --target $target --edges normal,no-proc-macro --prefix none --format '{p}' |
-    sed -E 's/ \(.*//; s/^/  /' | sort -u
-echo "Size: $(stat -c %s "$result") bytes"
-echo "SHA-256: $(sha256sum "$result" | cut -d ' ' -f 1)"
-
-# What was compared once need not be again: the second build takes as long as the first.
-compared=$build_dir/reproduced.sha256
-if $check_reproducible && ! sha256sum --status --check "$compared" 2>/dev/null; then
-    elsewhere=$(mktemp -d)
-    trap 'rm -rf "$elsewhere"' EXIT
-    tar --create --exclude=./target . | tar --extract --directory "$elsewhere"
-    "$elsewhere/scripts/build-static.sh"
-    cmp "$result" "$elsewhere/$result" || fail "not reproducible: a copy of the source, built in $elsewhere, gave another file"
-    echo "Reproducible: a copy of the source, built in $elsewhere, gave the same file"
-    sha256sum "$result" >"$compared"
-fi
+    # What was compared once need not be again: the second build takes as long as the first.
+    if $check && [[ $sum != $(cat "$build/$arch.reproduced" 2>/dev/null) ]]; then
+        elsewhere=$(mktemp -d)
+        trap 'rm -rf "$elsewhere"' EXIT
+        tar --create --exclude=./target . | tar --extract --directory "$elsewhere"
+        mkdir "$elsewhere/target" && ln -s "${tools%/*}" "$elsewhere/target/tools"
+        "$elsewhere/scripts/build-static.sh" "$arch"
+        cmp "$result" "$elsewhere/$result" || fail "两次构建结果不同 (not reproducible: a copy in $elsewhere gave another file)"
+        echo "$sum" >"$build/$arch.reproduced"
+        echo "Reproducible: a copy of the source, built in $elsewhere, gave the same file"
+        rm -rf "$elsewhere"
+    fi
+done

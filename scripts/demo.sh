@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/prepare.sh
-echo 'Building; the first time takes a few minutes.' >&2
+echo '正在编译，首次需要几分钟 (building; the first time takes a few minutes)' >&2
 cargo build --quiet --locked --bin refresh_baoming_tokens --example testbed
 exec cargo run --quiet --locked --example testbed -- demo

