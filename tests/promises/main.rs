@@ -7,6 +7,7 @@ mod actions;
 mod cli;
 mod faults;
 mod ops;
+mod papers;
 mod run;
 mod shards;
 mod stub;

@@ -23,15 +23,21 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The Chinese string literals of a source file outside its tests, cut at what is filled in.
-fn texts(source: &str) -> Vec<String> {
-    let code = read(source);
-    let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let code: String = lines.collect::<Vec<_>>().join("\n");
-    let literals = code.split('"').skip(1).step_by(2);
-    let is_chinese = |text: &&str| text.chars().any(|c| ('\u{4e00}'..'\u{a000}').contains(&c));
-    literals.filter(is_chinese).map(str::to_owned).collect()
+/// The lines of a source file outside comments and tests.
+fn code(source: &str) -> String {
+    let text = read(source);
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// String literals: the odd ones when split at the quotes.
+fn literals(code: &str) -> impl Iterator<Item = &str> {
+    code.split('"').skip(1).step_by(2)
+}
+
+/// A literal without what is filled in.
+fn fixed_parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(['{', '}']).step_by(2).map(str::trim).filter(|part| part.len() > 5)
 }
 
 #[test]
@@ -40,21 +46,23 @@ fn the_readme_repeats_the_help_text() {
     assert!(read("README.md").contains(&format!("```text\n{help}```\n")), "not in README.md:\n{help}");
 }
 
-/// Every cause of a failed connection stands in backticks in both halves of the table.
+/// Every cause that `src/cause.rs` can print stands in backticks in both halves of the paper.
 #[test]
 fn the_trouble_table_knows_every_cause() {
     let paper = read("scripts/docs/trouble.md");
     let (english, chinese) = paper.split_once("\n## 中文\n").expect("two languages");
-    let causes = texts("src/cause.rs");
-    assert!(causes.len() >= 10, "no causes found in src/cause.rs: {causes:?}");
-    for cause in causes {
-        // What stands before the hint, cut where something is filled in.
-        let cause = cause.split('；').next().unwrap_or_default();
-        for part in cause.split(['{', '}']).step_by(2).map(str::trim).filter(|part| part.len() > 5) {
-            for (half, text) in [("English", english), ("中文", chinese)] {
-                let cells = text.split('`').skip(1).step_by(2);
-                assert!(cells.into_iter().any(|cell| cell.contains(part)), "{half}: no `{part}`");
-            }
+    let code = code("src/cause.rs");
+    // `("fragment", "cause", "hint")` in the table, "cause；hint" elsewhere.
+    let (rows, others): (Vec<&str>, Vec<&str>) =
+        code.lines().partition(|line| line.matches('"').count() == 6);
+    let mut causes: Vec<&str> = rows.iter().filter_map(|row| literals(row).nth(1)).collect();
+    assert!(causes.len() > 20, "no table found in src/cause.rs: {causes:?}");
+    let others = others.join("\n");
+    causes.extend(literals(&others).filter_map(|text| Some(text.split_once('；')?.0)));
+    for part in causes.into_iter().flat_map(fixed_parts) {
+        for (language, text) in [("English", english), ("中文", chinese)] {
+            let mut cells = text.split('`').skip(1).step_by(2);
+            assert!(cells.any(|cell| cell.contains(part)), "trouble.md, {language}: no `{part}`");
         }
     }
 }
@@ -63,18 +71,25 @@ fn the_trouble_table_knows_every_cause() {
 #[test]
 fn the_trouble_table_knows_every_fault_of_the_api() {
     let paper = read("scripts/docs/trouble.md");
-    for text in texts("src/api.rs").iter().filter(|text| text.contains("API")) {
-        let start = text.split([':', '{']).next().unwrap_or_default().trim();
-        if !start.starts_with("📡") && start.len() > 5 {
-            assert!(paper.matches(start).count() >= 2, "trouble.md lacks `{start}`");
-        }
+    let code = code("src/api.rs");
+    let faults = literals(&code).filter(|text| text.contains("API") && !text.contains("📡"));
+    for fault in faults.filter_map(|text| fixed_parts(text).next()) {
+        let fault = fault.trim_end_matches(':');
+        assert!(paper.matches(fault).count() >= 2, "trouble.md lacks `{fault}`");
     }
 }
 
 /// What a heading is called in a link.
 fn anchor(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
-    heading.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+    heading
+        .trim_start_matches('#')
+        .trim()
+        .to_lowercase()
+        .chars()
+        .filter(kept)
+        .collect::<String>()
+        .replace(' ', "-")
 }
 
 fn anchors(path: &Path) -> HashSet<String> {
@@ -95,7 +110,10 @@ fn links_lead_somewhere_and_both_languages_are_there() {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { path.clone() } else { path.with_file_name("").join(file) };
             assert!(target.exists(), "{paper}: {link} leads nowhere");
-            assert!(heading.is_empty() || anchors(&target).contains(heading), "{paper}: no heading for {link}");
+            assert!(
+                heading.is_empty() || anchors(&target).contains(heading),
+                "{paper}: no heading for {link}"
+            );
         }
     }
 }
