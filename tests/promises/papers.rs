@@ -1,10 +1,8 @@
-//! The papers say what the program says: flags, causes, reasons, links, both languages.
+//! The papers say what the program says: causes and faults; links and both languages are there.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use crate::support::Run;
 
 const PAPERS: [&str; 6] = [
     "README.md",
@@ -38,12 +36,6 @@ fn literals(code: &str) -> impl Iterator<Item = &str> {
 /// A literal without what is filled in.
 fn fixed_parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(['{', '}']).step_by(2).map(str::trim).filter(|part| part.len() > 5)
-}
-
-#[test]
-fn the_readme_repeats_the_help_text() {
-    let help = Run::bare().arg("--help").go().expect(0).stdout;
-    assert!(read("README.md").contains(&format!("```text\n{help}```\n")), "not in README.md:\n{help}");
 }
 
 /// Every cause that `src/cause.rs` can print stands in backticks in both halves of the paper.
