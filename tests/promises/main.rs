@@ -7,6 +7,7 @@ mod deleting;
 mod faults;
 mod ops;
 mod output;
+mod papers;
 mod refreshing;
 mod restoring;
 mod scheduler;
