@@ -80,7 +80,10 @@ impl Api {
             let Verdict::NoAnswer { reason, is_passing: true } = &verdict else {
                 return presentable_verdict(verdict, token);
             };
-            if tries > u64::from(self.retries) || stop::requested().is_some() || Instant::now() >= patience_ends {
+            if tries > u64::from(self.retries)
+                || stop::requested().is_some()
+                || Instant::now() >= patience_ends
+            {
                 return presentable_verdict(verdict, token);
             }
             let secs = retry_after.unwrap_or(tries).min(MAX_RETRY_AFTER_SECS);
@@ -123,7 +126,8 @@ fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
     let safe = |text: String| presentable(&text, Some(token));
     match verdict {
         Verdict::Valid { info_id } => {
-            let info_id = info_id.filter(|id| safe(format!("{} {}", &id[..12], &id[12..])).starts_with(&id[..12]));
+            let info_id =
+                info_id.filter(|id| safe(format!("{} {}", &id[..12], &id[12..])).starts_with(&id[..12]));
             let shown = info_id.as_ref().map_or_else(String::new, |id| format!(", info_id={id}"));
             debug!("  📡 [API] 获取报名详情成功{shown}");
             Verdict::Valid { info_id }

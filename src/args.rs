@@ -11,7 +11,7 @@ use crate::text::escape;
 
 /// The text of `--help`; the README repeats it and a test keeps the two equal.
 pub const USAGE: &str = "\
-保持报名工具的登录 Token 有效 / Keeps the login tokens of the 报名工具 service alive
+检查报名工具的登录 Token，更新 last_used / Checks the login tokens of the 报名工具 service, refreshes last_used
 
 用法 / Usage: refresh_baoming_tokens [FLAGS]
 

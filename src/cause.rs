@@ -74,7 +74,7 @@ pub fn describe(error: &Error, connection: &Connection) -> String {
     };
     of_text(&text).unwrap_or_else(|| {
         let kind: String =
-            format!("{:?}", error.kind).chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+            format!("{:?}", error.kind).chars().take_while(char::is_ascii_alphanumeric).collect();
         format!("未识别 ({kind})；请查看 mongod 的日志")
     })
 }

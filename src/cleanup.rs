@@ -1,6 +1,7 @@
 //! `--cleanup-days`: moves long-unused tokens to the recycle bin.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use log::info;
 use mongodb::bson::oid::ObjectId;
@@ -54,7 +55,7 @@ pub fn run(
         }
     }
     let limit = args.max_delete.limit(collection_size, args.shard);
-    for (_, fate) in delete::run(store, api, args.delay, limit, candidates, summary) {
+    for (_, fate) in delete::run(store, api, Instant::now(), args.delay, limit, candidates, summary) {
         match fate {
             Fate::Deleted => summary.counts.cleaned += 1,
             Fate::Failed(_) => summary.cleanup_failed = true,

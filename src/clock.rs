@@ -51,7 +51,8 @@ pub fn zone_from_env() -> Result<TimeZone, String> {
     match zone {
         Ok(zone) if !zone.is_unknown() => Ok(zone),
         _ if is_set => Err("TZ 不是已知的时区，例如 TZ=Asia/Shanghai (unknown time zone in TZ)".to_owned()),
-        _ => Err("无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)".to_owned()),
+        _ => Err("无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)"
+            .to_owned()),
     }
 }
 

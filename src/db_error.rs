@@ -39,8 +39,8 @@ impl DbError {
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(what) => write!(f, "数据库没有应答 ({what})"),
-            Self::Refused(0 | 18 | 8000) => f.write_str("数据库拒绝登录，请检查用户和密码"),
+            Self::Lost(what) => write!(f, "数据库没有应答或不接受操作 ({what})"),
+            Self::Refused(0) => f.write_str("数据库拒绝登录，请检查用户和密码"),
             Self::Refused(13) => f.write_str(
                 "数据库账户没有权限 (错误 13)，需要对 baoming_tokens 和 baoming_tokens_deleted 的读写权限",
             ),
@@ -63,8 +63,11 @@ impl From<Error> for DbError {
             ErrorKind::Io(_) => lost("Io"),
             ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Self::Unconfirmed(error.code),
             _ => match code(&error) {
-                code @ (2 | 9 | 13 | 18 | 59 | 115 | 168 | 8000) => Self::Refused(code),
-                code if is_passing(&error) => Self::Lost(format!("错误 {code}")),
+                code @ (2 | 9 | 13 | 59 | 115 | 168) => Self::Refused(code),
+                // 18 and 8000: the login, but nobody says whether before or after the operation.
+                code if is_passing(&error) || [18, 8000].contains(&code) => {
+                    Self::Lost(format!("错误 {code}"))
+                }
                 code => Self::Other(code),
             },
         }
@@ -88,8 +91,7 @@ pub fn is_passing(error: &Error) -> bool {
 
 fn is_passing_code(code: i32) -> bool {
     const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
-    const PASSING: [i32; 13] =
-        [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
+    const PASSING: [i32; 13] = [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
     NETWORK.contains(&code) || PASSING.contains(&code)
 }
 

@@ -54,10 +54,12 @@ enum Halt {
 }
 
 /// Deletes all candidates, or none when they are more than `limit`. What ends
-/// the step early is raised in the summary. Gives each candidate's fate, in order.
+/// the step early is raised in the summary. The first second question waits
+/// for `next_start`. Gives each candidate's fate, in order.
 pub fn run(
     store: &Store,
     api: &Api,
+    mut next_start: Instant,
     delay: Duration,
     limit: usize,
     candidates: Vec<Candidate>,
@@ -69,10 +71,11 @@ pub fn run(
             warn!("  🛑 {} 保留: {}", candidate.label, candidate.reason);
         }
         let count = candidates.len();
-        warn!("  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行");
+        warn!(
+            "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行"
+        );
     }
     let mut silence = Silence::default();
-    let mut next_start = Instant::now();
     let mut fates = Vec::with_capacity(candidates.len());
     for candidate in &candidates {
         if summary.stop.is_none() && candidate.condemned.is_some() {
@@ -103,7 +106,14 @@ pub fn run(
             Fate::Failed(reason) => warn!("  ⚠️ {} 未删除，Token 保留: {reason}", candidate.label),
             Fate::Changed => info!("  ⏭️ {} 跳过: Token 已被其他程序更改", candidate.label),
             Fate::Valid => info!("  ✅ {} 再次询问: Token 有效", candidate.label),
+            Fate::Deleted if candidate.condemned.is_some() => {
+                let verb = if store.dry_run { "试运行: 将删除" } else { "已删除" };
+                info!("  🗑️ {verb}失效 Token: {}", candidate.label);
+            }
             Fate::Deleted | Fate::Kept => {}
+        }
+        if let (Fate::Kept, Some(signal)) = (&fate, stop::requested()) {
+            summary.raise(Stop::Signal(signal));
         }
         fates.push(fate);
         if silence.needs_control() {
@@ -129,6 +139,7 @@ fn ask_again(
     let verdict = api.ask_afresh(access_token, silence.patience_ends());
     silence.note(&verdict, asked);
     match verdict {
+        Verdict::Invalid(_) | Verdict::NoAnswer { .. } if stop::requested().is_some() => Ok(Fate::Kept),
         Verdict::Invalid(_) => move_to_bin(store, candidate),
         Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => Ok(Fate::Failed(reason)),
         Verdict::Valid { .. } => match store.mark_used(token) {
@@ -167,7 +178,9 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Result<Fate, Halt> {
     // A try failed, and may have deleted all the same: the copy stays, a look decides the count.
     let fate = match store.exists(candidate.id) {
         Ok(false) => Fate::Deleted,
-        Ok(true) => Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string)),
+        Ok(true) => {
+            Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string))
+        }
         Err(lost) => {
             let reason = "Token 仍在原处或在回收站中".to_owned();
             return Err(Halt::After(Fate::Failed(reason), lost));

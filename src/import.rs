@@ -207,8 +207,8 @@ mod tests {
             (r#"{"access_token": " "}"#, false),
             (r#"{"access_token": null}"#, false),
             (r#"{"access_token": 1}"#, false),
-            (r#"{}"#, false),
-            (r#"[]"#, false),
+            (r"{}", false),
+            (r"[]", false),
             (r#""a""#, false),
             ("null", false),
         ];

@@ -110,8 +110,7 @@ impl LogFile {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         let mut options = OpenOptions::new();
-        let file =
-            options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
+        let file = options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
         let (own, is_link) = (fs::metadata("/proc/self"), fs::symlink_metadata(&path)?.is_symlink());
         let meta = file.metadata()?;
         let is_ours = own.is_ok_and(|own| own.uid() == meta.uid());

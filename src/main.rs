@@ -1,4 +1,4 @@
-//! Keeps the login tokens of the 报名工具 service alive: flags and environment
+//! Checks and refreshes the login tokens of the 报名工具 service: flags and environment
 //! to a connected store, to a verb, to a report and an exit code.
 
 mod api;
@@ -177,7 +177,9 @@ impl<'a> Program<'a> {
                 Ok(ids) => {
                     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
                     let ids = ids.join(", ");
-                    return Err(Failure::Usage(format!("--card 有多个同名名片，请改用 ID (use an id): {ids}")));
+                    return Err(Failure::Usage(format!(
+                        "--card 有多个同名名片，请改用 ID (use an id): {ids}"
+                    )));
                 }
                 Err(error) => {
                     error!("❌ 数据库不可用: {error}");

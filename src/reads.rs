@@ -85,6 +85,14 @@ impl Token {
     }
 }
 
+/// What the recycle bin has under an id.
+pub enum InBin {
+    /// A deleted token.
+    Token(BinEntry),
+    /// A document that holds none.
+    NoToken,
+}
+
 /// An entry of the recycle bin.
 pub struct BinEntry {
     /// The entry's own `_id`.
@@ -219,8 +227,8 @@ impl Store {
         Ok(found.into_iter().map(|(_, id)| id).collect())
     }
 
-    /// One entry of the recycle bin; `None` when it is gone or holds no token.
-    pub fn bin_entry(&self, id: ObjectId) -> Result<Option<BinEntry>> {
+    /// One entry of the recycle bin; `None` when it is gone.
+    pub fn bin_entry(&self, id: ObjectId) -> Result<Option<InBin>> {
         let entry_from = |raw: &RawDocument| {
             let token = raw.get_document("token").ok()?;
             Some(BinEntry {
@@ -232,7 +240,9 @@ impl Store {
                 token: token.to_owned(),
             })
         };
-        Ok(self.find_one(&self.bin, doc! { "_id": id })?.and_then(|raw| entry_from(&raw)))
+        Ok(self
+            .find_one(&self.bin, doc! { "_id": id })?
+            .map(|raw| entry_from(&raw).map_or(InBin::NoToken, InBin::Token)))
     }
 
     fn with_card_names(&self, mut tokens: Vec<Token>) -> Result<Vec<Token>> {

@@ -142,13 +142,12 @@ impl Run<'_> {
                 if self.asked_early.contains(&entry.id) {
                     continue;
                 }
-                match tokens.remove(&entry.id) {
-                    Some(token) => self.refresh(index, token)?,
-                    None => {
-                        let total = self.summary.counts.total;
-                        info!("[{}/{total}] ⏭️ 跳过: Token 已被其他程序删除", index + 1);
-                        self.summary.counts.skipped += 1;
-                    }
+                if let Some(token) = tokens.remove(&entry.id) {
+                    self.refresh(index, token)?
+                } else {
+                    let total = self.summary.counts.total;
+                    info!("[{}/{total}] ⏭️ 跳过: Token 已被其他程序删除", index + 1);
+                    self.summary.counts.skipped += 1;
                 }
                 if self.silence.needs_control() {
                     self.ask_control(entries, index + 1)?;
@@ -260,15 +259,18 @@ impl Run<'_> {
         let candidates = std::mem::take(&mut self.condemned);
         let ids = candidates.iter().map(|candidate| candidate.id).collect();
         let limit = self.args.max_delete.limit(self.summary.counts.total, self.args.shard);
-        let fates =
-            delete::run(self.store, self.api, self.args.delay, limit, candidates, &mut self.summary);
-        for (candidate, fate) in fates {
+        let fates = delete::run(
+            self.store,
+            self.api,
+            self.next_start,
+            self.args.delay,
+            limit,
+            candidates,
+            &mut self.summary,
+        );
+        for (_, fate) in fates {
             match fate {
-                Fate::Deleted => {
-                    let verb = if self.args.dry_run { "试运行: 将删除" } else { "已删除" };
-                    info!("  🗑️ {verb}失效 Token: {}", candidate.label);
-                    self.summary.counts.deleted += 1;
-                }
+                Fate::Deleted => self.summary.counts.deleted += 1,
                 Fate::Changed => self.summary.counts.skipped += 1,
                 Fate::Failed(reason) => self.summary.fail(&reason),
                 Fate::Valid => {
@@ -285,7 +287,8 @@ impl Run<'_> {
         let counts = &self.summary.counts;
         if self.last_progress.elapsed() >= PROGRESS_INTERVAL && done < counts.total {
             self.last_progress = Instant::now();
-            let left = self.store.clock.seconds() / done as f64 * (counts.total - done) as f64;
+            let per_token = self.store.clock.seconds() / f64::from(u32::try_from(done).unwrap_or(u32::MAX));
+            let left = per_token * f64::from(u32::try_from(counts.total - done).unwrap_or(u32::MAX));
             let minutes = (left / 60.0).ceil();
             let (total, success, failed) = (counts.total, counts.success, counts.failed);
             info!("⏳ 进度: {done}/{total}，成功 {success}，失败 {failed}，大约还需 {minutes} 分钟");

@@ -63,7 +63,7 @@ fn write_metrics(path: &Path, summary: &Summary, clock: &Clock) -> io::Result<()
     let schedule = path.file_name().unwrap_or_default().to_string_lossy();
     let schedule = schedule.strip_suffix(".prom").unwrap_or(&schedule);
     let last_success = match fs::read(path) {
-        _ if summary.exit_code() == 0 => now as f64,
+        _ if summary.exit_code() == 0 => clock.now().as_duration().as_secs_f64().floor(),
         Ok(previous) => last_success(&previous),
         Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
         Err(error) => return Err(error),

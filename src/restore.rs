@@ -4,7 +4,7 @@ use log::{error, info, log, warn};
 
 use crate::db_error::{DbError, Result};
 use crate::logging::statistics_level;
-use crate::reads::BinEntry;
+use crate::reads::{BinEntry, InBin};
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
@@ -40,10 +40,18 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
         if stop::requested().is_some() {
             return Ok(());
         }
-        let Some(entry) = store.bin_entry(id)? else {
-            warn!("  ⚠️ 回收站记录 {id} 不含 Token，未恢复");
-            summary.fail("回收站记录不含 Token");
-            continue;
+        let entry = match store.bin_entry(id)? {
+            None => {
+                info!("  ⏭️ 跳过: 回收站记录已被其他程序取走");
+                summary.counts.skipped += 1;
+                continue;
+            }
+            Some(InBin::NoToken) => {
+                warn!("  ⚠️ 回收站记录 {id} 不含 Token，未恢复");
+                summary.fail("回收站记录不含 Token");
+                continue;
+            }
+            Some(InBin::Token(entry)) => entry,
         };
         let shown = describe(store, &entry)?;
         match store.put_back(&entry) {

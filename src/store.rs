@@ -2,15 +2,15 @@
 //! is in `reads.rs`, all that is written in `writes.rs`.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use log::debug;
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
+use mongodb::bson::{Document, doc};
 use mongodb::options::{
     Acknowledgment, ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria,
     WriteConcern,
@@ -18,11 +18,9 @@ use mongodb::options::{
 use mongodb::sync::{Client, Collection, Cursor};
 
 use crate::cause;
-use crate::clock::{Clock, WallTime};
+use crate::clock::Clock;
 use crate::db_error::{Result, is_passing};
-use crate::select::Shard;
 use crate::stop;
-use crate::text::AccessToken;
 use crate::uri::Connection;
 use crate::worker::Worker;
 
@@ -155,7 +153,11 @@ impl Store {
     }
 
     /// One document.
-    pub(crate) fn find_one(&self, collection: &Documents, filter: Document) -> Result<Option<RawDocumentBuf>> {
+    pub(crate) fn find_one(
+        &self,
+        collection: &Documents,
+        filter: Document,
+    ) -> Result<Option<RawDocumentBuf>> {
         let collection = collection.clone();
         self.worker.repeat(move |_| collection.find_one(filter.clone()).run()).1
     }
@@ -189,7 +191,9 @@ impl Store {
                             None => return Ok(found),
                         }
                     }
-                    Some(Err(error)) if is_passing(&error) && scans < MAX_SCANS && stop::requested().is_none() => {
+                    Some(Err(error))
+                        if is_passing(&error) && scans < MAX_SCANS && stop::requested().is_none() =>
+                    {
                         debug!("  读取中断，从头再读");
                         scans += 1;
                         continue 'scan;

@@ -123,7 +123,8 @@ impl Summary {
 
     /// The commonest reasons of failure with their numbers, the commonest first.
     fn commonest(&self) -> Vec<(&str, usize)> {
-        let mut reasons: Vec<_> = self.reasons.iter().map(|(reason, &count)| (reason.as_str(), count)).collect();
+        let mut reasons: Vec<_> =
+            self.reasons.iter().map(|(reason, &count)| (reason.as_str(), count)).collect();
         reasons.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
         reasons.truncate(SHOWN_REASONS);
         reasons
@@ -148,8 +149,10 @@ impl Summary {
             .map(|((_, count), (label, _))| format!("  {label}: {count} 个"))
             .collect();
         // After 失败, 删除 and 跳过, which the reasons explain.
-        let place = lines.iter().position(|line| line.contains("🛑") || line.contains("⏸️")).unwrap_or(lines.len());
-        let reasons = self.commonest().into_iter().map(|(reason, count)| format!("  ❗ 原因: {reason} × {count}"));
+        let place =
+            lines.iter().position(|line| line.contains("🛑") || line.contains("⏸️")).unwrap_or(lines.len());
+        let reasons =
+            self.commonest().into_iter().map(|(reason, count)| format!("  ❗ 原因: {reason} × {count}"));
         lines.splice(place..place, reasons);
         lines
     }
@@ -183,7 +186,8 @@ impl Summary {
         let head = |name: &str, help: &str| format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
         let mut text = head("baoming_refresh_tokens", "Tokens of the last run by result.");
         for (result, count) in &self.counts.list()[1..] {
-            text += &format!("baoming_refresh_tokens{{result=\"{result}\",schedule=\"{schedule}\"}} {count}\n");
+            let labels = format!("result=\"{result}\",schedule=\"{schedule}\"");
+            text.extend(["baoming_refresh_tokens{", &labels, "} ", &count.to_string(), "\n"]);
         }
         for (name, help, value) in [
             (
@@ -196,7 +200,11 @@ impl Summary {
                 "Unix time at which the last run with exit code 0 ended; 0 = never.",
                 last_success.to_string(),
             ),
-            ("baoming_refresh_duration_seconds", "Duration of the last run in seconds.", duration.to_string()),
+            (
+                "baoming_refresh_duration_seconds",
+                "Duration of the last run in seconds.",
+                duration.to_string(),
+            ),
             ("baoming_refresh_exit_code", "Exit code of the last run.", self.exit_code().to_string()),
         ] {
             text += &(head(name, help) + &format!("{name}{{schedule=\"{schedule}\"}} {value}\n"));
@@ -239,7 +247,13 @@ pub struct Report<'a> {
 
 impl<'a> Report<'a> {
     /// Of a run that began at `started_at` (RFC 3339).
-    pub fn new(summary: &'a Summary, database: &'a str, started_at: String, seconds: f64, dry_run: bool) -> Self {
+    pub fn new(
+        summary: &'a Summary,
+        database: &'a str,
+        started_at: String,
+        seconds: f64,
+        dry_run: bool,
+    ) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             database,

@@ -42,7 +42,7 @@ impl AccessToken {
         let backwards: Vec<char> = own.iter().rev().copied().collect();
         let (text, is_common): (Vec<char>, Vec<bool>) = letters(text).unzip();
         // Four characters may be shown of a short token, too.
-        let telling = own.len().min(TELLING_CHARS).max(5);
+        let telling = own.len().clamp(5, TELLING_CHARS);
         text.windows(telling).zip(is_common.windows(telling)).any(|(part, common)| {
             !common.iter().all(|&common| common)
                 && [&own, &backwards].iter().any(|own| own.windows(telling).any(|w| w == part))

@@ -114,11 +114,17 @@ fn info_id(body: &str) -> Option<String> {
 pub fn advice(reason: &str) -> &'static str {
     match reason {
         "HTTP 404" => "请检查 BAOMING_API_BASE 的地址",
-        "HTTP 401" | "HTTP 403" | "HTTP 407" | NO_JSON | TOO_LARGE => "收到的不是 API 的回复，请检查代理和防火墙",
+        "HTTP 401" | "HTTP 403" | "HTTP 407" | NO_JSON | TOO_LARGE => {
+            "收到的不是 API 的回复，请检查代理和防火墙"
+        }
         _ if reason.contains("data not found") => "--eid 的活动可能已被删除，请换一个仍存在的活动",
-        _ if reason.starts_with("HTTP 3") => "收到的不是 API 的回复，请检查代理、防火墙和 BAOMING_API_BASE 的地址",
+        _ if reason.starts_with("HTTP 3") => {
+            "收到的不是 API 的回复，请检查代理、防火墙和 BAOMING_API_BASE 的地址"
+        }
         _ if reason.starts_with("HTTP 5") => "API 暂时有故障，请稍后再运行",
-        _ if WAITING.iter().any(|part| reason.to_ascii_lowercase().contains(part)) || reason == "HTTP 429" => {
+        _ if WAITING.iter().any(|part| reason.to_ascii_lowercase().contains(part))
+            || reason == "HTTP 429" =>
+        {
             "API 要求降低频率，请稍后再运行或加大 --delay-ms"
         }
         _ if reason.starts_with("API 要求重新登录") => "API 要求重新登录，请在桌面程序中检查登录",
@@ -243,7 +249,11 @@ mod tests {
             (200, r#"{"msg":"Too Many requests","sta":-429}"#, Again),
             (200, r#"{"msg":"系统繁忙，请稍后再试","sta":0}"#, Valid),
             // Not of the API's form.
-            (200, r#"{"msg":"invalid access_token","data":{"sta":-500},"sta":-1,"msg":"系统繁忙"}"#, NoAnswer),
+            (
+                200,
+                r#"{"msg":"invalid access_token","data":{"sta":-500},"sta":-1,"msg":"系统繁忙"}"#,
+                NoAnswer,
+            ),
             (200, r#"{"msg":"invalid access_token","sta":0,"sta":-500}"#, NoAnswer),
             (200, r#"{"msg":"invalid access_token","s\u0074a":0,"sta":-500}"#, NoAnswer),
             (200, r#"{"msg":"invalid access_token"}"#, NoAnswer),
@@ -374,7 +384,7 @@ mod tests {
         let core: String = msg.chars().filter(|c| !" \t\n\r\u{c}".contains(*c)).collect();
         status == 200
             && sta.is_some_and(|sta| sta != 0)
-            && core.to_ascii_uppercase() == "INVALIDACCESS_TOKEN"
+            && core.eq_ignore_ascii_case("INVALIDACCESS_TOKEN")
             && msg.to_ascii_lowercase().contains("invalid access_token")
     }
 
