@@ -143,7 +143,7 @@ impl Run<'_> {
                     continue;
                 }
                 if let Some(token) = tokens.remove(&entry.id) {
-                    self.refresh(index, token)?
+                    self.refresh(index, token)?;
                 } else {
                     let total = self.summary.counts.total;
                     info!("[{}/{total}] ⏭️ 跳过: Token 已被其他程序删除", index + 1);
