@@ -78,7 +78,7 @@ if ! command -v jq >/dev/null; then
     details='没有安装 jq，无法读取结果'
 elif details=$(jq -rs --argjson code "$code" '
     def n(key): .[key] | if type == "number" then . else error("not a report") end;
-    def part(label; key): if n(key) > 0 then ", \(label) \(n(key))" else "" end;
+    def part(word; key): if n(key) > 0 then ", \(word) \(n(key))" else "" end;
     if length == 1 then .[0] else error("not one report") end
     | $code + n("failed") + n("withheld") + n("deleted") + n("cleaned") + n("exit_code"),
       "总计 \(n("total")), 成功 \(n("success"))" + part("失败"; "failed") + part("保留"; "withheld")
