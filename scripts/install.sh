@@ -176,6 +176,7 @@ uninstall_all() {
         # shellcheck disable=SC2086 # a list
         [ -z "$timers" ] || systemctl disable --now $timers || :
         systemctl stop "$name@*.service" || :
+        systemctl reset-failed "$name*" || :
     fi
     find "$root$units" -name "$name@*.timer" -type l -exec rm {} + 2>/dev/null || :
     each_config uninstall_config

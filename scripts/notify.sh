@@ -102,7 +102,7 @@ case $code in
 3) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="下次自动重试；总是失败的见 $log" ;;
 5) outcome='❌ 退出码 5: API 无响应' next='检查网络、代理和 API；下次运行从其余 Token 继续' ;;
 25) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next='确认确实失效后 sudo baoming --max-delete 数量' ;;
-126 | 127) outcome="❌ 退出码 $code: 找不到程序或无法执行" next='重新运行 install.sh' ;;
+126 | 127) outcome="❌ 退出码 $code: 程序没能运行" next='按上面的错误处理，或重新运行 install.sh' ;;
 130 | 143) outcome="⏹️ 退出码 $code: 被信号停止" next='下次运行从其余 Token 继续' ;;
 *) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;
 esac
