@@ -125,7 +125,7 @@ host=${url#*://}
 host=${host%%[/?#]*}
 host=${host##*@}
 host=$(printf %s "${host%%:*}" | tr '[:upper:]' '[:lower:]')
-quoted=$(printf '%s\n' "$text" | sed 's/[\\"]/\\&/g' | LC_ALL=C awk '{ printf "%s%s", NR > 1 ? "\\n" : "", $0 }')
+quoted=$(printf '%s\n' "$text" | sed 's/[\\"]/\\&/g' | LC_ALL=C awk '{ printf "%s%s", (NR > 1 ? "\\n" : ""), $0 }')
 accepted=
 case $host in
 oapi.dingtalk.com | qyapi.weixin.qq.com) payload='{"msgtype":"text","text":{"content":"'$quoted'"}}' accepted='"errcode" *: *0[,} ]' ;;

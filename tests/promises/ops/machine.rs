@@ -2,7 +2,7 @@
 //! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
 
 use super::path;
-use super::support::{Live, Outcome, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
+use super::support::{Live, Outcome, PATIENCE, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -116,15 +116,17 @@ impl Machine {
     pub fn boot(&mut self) -> bool {
         let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
         let run = run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
-        let run = run.args(["systemd-nspawn", "-q", "--register=no", "--keep-unit", "--boot", "-D"]);
-        let container = run.arg(&self.mount).arg("systemd.unit=multi-user.target").start();
-        let children = format!("/proc/{0}/task/{0}/children", container.pid().as_raw_nonzero());
+        // It mounts its own of these.
+        let boot = r#"umount -l "$0/proc" "$0/dev"
+            exec systemd-nspawn -q --register=no --keep-unit --boot -D "$0" systemd.unit=multi-user.target"#;
+        let container = run.args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 5).start();
         let mut first = String::new();
         for _ in 0..600 {
             // nsenter became nspawn; its child is the container's first process once that runs systemd.
-            let child = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
-            if fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name == "systemd\n") {
-                first = child;
+            let children =
+                command("pgrep").args(["-x", "systemd", "-P", &container.pid().to_string()]).output();
+            String::from_utf8_lossy(&children.expect("pgrep").stdout).trim().clone_into(&mut first);
+            if !first.is_empty() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
