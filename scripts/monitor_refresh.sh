@@ -1,112 +1,74 @@
 #!/bin/sh
-# Tells from its log how the last run of refresh_baoming_tokens went; for cron, Nagios and the like.
+# Tells from the metrics files how the schedules of refresh_baoming_tokens went; for Nagios and the like.
 set -eu
 
-usage='usage: monitor_refresh.sh LOG [MAX_AGE_HOURS]
+usage='用法 / usage: monitor_refresh.sh [FILE [MAX_AGE_HOURS]]
 
-Prints one line and exits with
-  0  the last run finished within MAX_AGE_HOURS (default 8) and had no failure
-  1  the last run had failures, or something was held back
-  2  no run finished within MAX_AGE_HOURS, or the last one ended in an error
-  3  LOG is missing or unreadable, or the question makes no sense
+每个计划一行；不给 FILE 时检查所有计划 / a line per schedule; without FILE all of
+/var/lib/refresh_baoming_tokens/*.prom. MAX_AGE_HOURS: 12 for active, 48 for all, 336 for cleanup, else 12.
+  0 正常 ok        1 警告 warning: some failed, held back, stopped
+  2 严重 critical: 过期 (no run ended in time), 失败 (the last one failed), 全部失败 (no token succeeded)
+  3 未知 unknown: 不存在 (missing), 无法读取 (unreadable), 不是指标文件 (something else)'
 
-A run in progress is judged by the one before it. LOG.1, if there is one, is read
-first, so that a rotation goes unnoticed. The log holds local times: run this with
-the TZ of the program. A log written with -q says too little.'
-
-unknown() {
-    echo "UNKNOWN: $1"
-    exit 3
+result=0
+say() { # EXIT_CODE TEXT; the order of gravity is 2, 3, 1, 0
+    case $1 in 0) word='OK 正常' ;; 1) word='WARNING 警告' ;; 2) word='CRITICAL 严重' ;; *) word='UNKNOWN 未知' ;; esac
+    printf '%s: %s\n' "$word" "$2"
+    case $result$1 in 0? | 1[23] | 32) result=$1 ;; esac
 }
-
-case ${1-} in
--h | --help)
-    printf '%s\n' "$usage"
-    exit 0
-    ;;
-esac
-if [ $# -lt 1 ] || [ $# -gt 2 ] || [ -z "$1" ]; then
-    printf '%s\n' "$usage" >&2
-    unknown 'bad arguments; usage: monitor_refresh.sh LOG [MAX_AGE_HOURS]'
-fi
-log=$1
-limit=${2-8}
-case $limit in
-*[!0-9.]* | *.*.* | .* | *. | '') limit=0 ;;
-esac
-case $limit in
-*[1-9]*) ;;
-*) unknown 'MAX_AGE_HOURS must be a number greater than 0, such as 8 or 0.5' ;;
-esac
-
-# Relative names that begin with a dash or hold a '=' would be something else to awk.
-case $log in
-/*) ;;
-*) log=./$log ;;
-esac
-[ -e "$log" ] || [ -e "$log.1" ] || unknown "$1 is missing"
-set --
-for file in "$log.1" "$log"; do
-    [ -e "$file" ] || continue
-    { [ -f "$file" ] && [ -r "$file" ]; } || unknown "$file is not a readable file"
-    set -- "$@" "$file"
-done
-
-# Bytes, not characters: a broken one must not stop awk.
-cat -- "$@" | LC_ALL=C awk -v now="$(date '+%Y-%m-%d %H:%M:%S')" -v limit="$limit" '
-# Seconds since a fixed day; only differences matter.
-function seconds(stamp,    y, m, d) {
-    y = substr(stamp, 1, 4) + 0
-    m = substr(stamp, 6, 2) + 0
-    d = substr(stamp, 9, 2) + 0
-    if (m < 3) { y--; m += 12 }
-    d += 365 * y + int(y / 4) - int(y / 100) + int(y / 400) + int((153 * m - 457) / 5)
-    return d * 86400 + substr(stamp, 12, 2) * 3600 + substr(stamp, 15, 2) * 60 + substr(stamp, 18, 2)
-}
-function age(stamp) { return (seconds(now) - seconds(stamp)) / 3600 }
-function starts(prefix) { return index(text, prefix) == 1 }
-function number(    digits) { digits = text; gsub(/[^0-9]/, "", digits); return digits + 0 }
-function say(code, word, message) { print word ": " message; exit code }
-
-/^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9] \[[A-Z]+\] / {
-    stamp = last = substr($0, 1, 19)
-    level = substr($0, 22, index($0, "]") - 22)
-    text = substr($0, index($0, "]") + 2)
-
-    if (starts("🚀 开始刷新")) { running = 1; dry = 0; held = 0 }
-    else if (starts("🔍 试运行")) dry = 1
-    else if (starts("  📝 总计:")) total = number()
-    else if (starts("  ✅ 成功:")) good = number()
-    else if (starts("  ❌ 失败:")) failed = number()
-    else if (starts("  🗑️ 删除:")) deleted = number()
-    else if (starts("  🛑 保留:")) held = number()
-    else if (text == "🎉 刷新完成") {
-        running = 0
-        broken = ""
-        if (!dry) {
-            finished = stamp
-            counts = sprintf("%d tokens, %d refreshed, %d failed, %d deleted, %d held back", \
-                total, good, failed, deleted, held)
-            flawed = failed + held
+judge() { # FILE MAX_AGE_HOURS
+    schedule=${1##*/}
+    schedule=${schedule%.prom}
+    [ -e "$1" ] || { say 3 "$schedule 指标文件 $1 不存在，尚未运行过 (missing)" && return; }
+    { [ -f "$1" ] && [ -r "$1" ]; } || { say 3 "$schedule 无法读取 $1 (unreadable)" && return; }
+    # shellcheck disable=SC2046 # an exit code and a text
+    verdict=$(LC_ALL=C awk -v limit="$2" -v now="$(date +%s)" -v schedule="$schedule" '
+        function say(code, text) { print code; print schedule " " text; exit }
+        /^baoming_refresh_/ && $NF ~ /^[0-9]/ {
+            name = $1
+            sub(/[{].*/, "", name)
+            if (match($0, /result="[a-z]*"/)) name = substr($0, RSTART + 8, RLENGTH - 9)
+            value[name] = $NF
         }
-    }
-    else if (starts("⏹️ 刷新提前结束")) { running = 0; if (level == "ERROR") broken = stamp }
-    else if (running) next
-    # Between two runs: the cleanup of the one before, or no database for the next.
-    else if (starts("  🛑 保留") || starts("  ⚠️ 清理失败")) { flawed = 1; counts = counts ", cleanup incomplete" }
-    else if (level == "ERROR") broken = stamp
+        END {
+            ended = "baoming_refresh_last_completion_timestamp_seconds"
+            if (!(ended in value) || !("baoming_refresh_exit_code" in value)) say(3, FILENAME " 不是指标文件 (no metrics in it)")
+            code = value["baoming_refresh_exit_code"] + 0
+            age = (now - value[ended]) / 3600
+            counts = sprintf("%.1f 小时前: 成功 %d, 失败 %d, 删除 %d, 保留 %d, 未处理 %d", age, value["success"], value["failed"], \
+                value["deleted"], value["withheld"], value["unprocessed"])
+            if (age > limit) say(2, "过期: " limit " 小时内没有运行结束 (stale); " counts)
+            if (age < -1) say(3, "指标来自未来，检查时钟 (from the future); " counts)
+            if (code == 3 && value["success"] == 0) say(2, "全部失败 (all failed); " counts)
+            if (code == 3) say(1, "部分失败 (some failed); " counts)
+            if (code == 25) say(1, "删除被保留，等待决定 (deletions held back); " counts)
+            if (code == 130 || code == 143) say(1, "被信号停止 (stopped); " counts)
+            if (code > 0) say(2, "失败: 退出码 " code " (failed); " counts)
+            say(0, counts)
+        }' "$1")
+    say "${verdict%%
+*}" "${verdict#*
+}"
 }
 
-END {
-    if (!last) say(2, "CRITICAL", "no finished run in the log")
-    if (age(last) < -1.1) say(3, "UNKNOWN", "the log is ahead of this clock (" last "); set TZ as for the program")
-    if (broken) say(2, "CRITICAL", "the last run ended in an error at " broken "; see the log")
-    # A live run writes at least every few minutes, also while it waits for retries.
-    alive = running && age(last) < 0.25
-    if (!finished && alive) say(0, "OK", "the first run is in progress")
-    if (!finished) say(2, "CRITICAL", "no finished run in the log")
-    if (age(finished) > limit && !alive)
-        say(2, "CRITICAL", sprintf("no run finished in the last %s h; the last one at %s", limit, finished))
-    if (flawed) say(1, "WARNING", counts " (" finished ")")
-    say(0, "OK", counts " (" finished ")")
-}'
+case ${1-} in -h | --help) printf '%s\n' "$usage" && exit ;; esac
+limit=${2-}
+case $# in
+0) set -- /var/lib/refresh_baoming_tokens/*.prom ;;
+1 | 2)
+    [ -n "$1" ] || set -- /
+    [ $# = 1 ] || case $limit in
+    *[!0-9.]* | *.*.* | .* | *. | '') limit=bad ;;
+    *[1-9]*) ;;
+    *) limit=bad ;;
+    esac
+    case $1 in /*) set -- "$1" ;; *) set -- "./$1" ;; esac # a name with '=' would be a variable to awk
+    ;;
+*) limit=bad ;;
+esac
+if [ "$limit" = bad ]; then say 3 '参数错误，MAX_AGE_HOURS 是大于 0 的数 (bad arguments; see --help)' && exit 3; fi
+for file in "$@"; do
+    case ${file##*/} in all.prom) usual=48 ;; cleanup.prom) usual=336 ;; *) usual=12 ;; esac
+    judge "$file" "${limit:-$usual}"
+done
+exit "$result"

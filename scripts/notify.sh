@@ -1,148 +1,137 @@
 #!/bin/sh
-# Posts the outcome of a run of refresh_baoming_tokens to a chat group when it needs attention.
+# Runs a command and posts to a chat group how it ended, when that needs attention.
 set -eu
 
-usage='usage: refresh_baoming_tokens --json [FLAGS] | notify.sh [-a] WEBHOOK_URL
+usage='用法 / usage: notify.sh [-a] [-s] WEBHOOK COMMAND [ARGUMENTS]
 
-Reads the JSON object of --json from stdin and, when a token failed, was held
-back or deleted, or the exit code is not 0, posts a short text to the webhook:
-DingTalk, WeCom and Feishu/Lark in their own form, {"text": "..."} to any other.
-  -a           always post
-  WEBHOOK_URL  http(s) address; or a file (mode 0600) that holds it, so that ps
-               does not show the key. Empty file: the text goes to stderr.
-
-Exits with the exit code of the run, so that a chain goes on as if this were not
-there; a message that cannot be delivered is a warning on stderr. No JSON, or a
-broken one, is an alarm too, and exit code 1. Usage errors are exit 2.
-A DingTalk robot that asks for a keyword: use 报名工具.'
+运行 COMMAND（另加 --json），按它的 JSON、退出码和最后一行错误决定是否发消息，并以同样的退出码结束。
+Runs COMMAND with --json added; posts when a token failed, was held back or deleted, when the exit
+code is not 0, or when no report came; ends with the exit code of COMMAND.
+  -a       总是发送 / always post
+  -s       不转发 COMMAND 的 stderr / keep the stderr of COMMAND to itself (cron would mail it)
+  WEBHOOK  存放机器人地址的文件，权限 0600；空文件：消息输出到 stderr / a file (mode 0600) that holds
+           the address of a DingTalk, WeCom, Feishu or other robot; empty: to stderr instead
+钉钉机器人的关键词 / keyword for DingTalk: 报名工具'
 
 fail() {
     echo "notify.sh: $1" >&2
     exit 2
 }
 
-# A stop of the whole chain (Ctrl-C, systemctl stop) reaches this too: the report is still to come.
-trap '' INT TERM
-
-always=0
+always=0 shown=2
 while [ $# -gt 0 ]; do
     case $1 in
     -a) always=1 ;;
-    -h | --help)
-        printf '%s\n' "$usage"
-        exit 0
-        ;;
-    -*) fail "unknown flag; usage: notify.sh [-a] WEBHOOK_URL" ;;
+    -s) shown=3 ;;
+    -h | --help) printf '%s\n' "$usage" && exit ;;
+    -*) fail '未知参数 (unknown flag; see --help)' ;;
     *) break ;;
     esac
     shift
 done
-[ $# = 1 ] || fail 'expects one WEBHOOK_URL; see --help'
-case $1 in
-http://* | https://*) url=$1 ;;
-*)
-    { [ -f "$1" ] && [ -r "$1" ]; } || fail 'WEBHOOK_URL is neither an http(s) address nor a readable file'
-    url=$(tr -d '[:space:]' <"$1")
-    ;;
-esac
-case $url in
-'') ;;
-*[!a-zA-Z0-9:/?\&=%._~+,\;@#\$\!\'\(\)\*-]*) fail 'WEBHOOK_URL holds a character that no address has' ;;
-http://?* | https://?*) ;;
-*) fail 'the webhook file holds no http(s) address' ;;
-esac
+[ $# -ge 2 ] || fail '需要 WEBHOOK 和 COMMAND (expects WEBHOOK and COMMAND; see --help)'
+case $1 in *://*) fail 'WEBHOOK 必须是文件，命令行上的地址人人可见 (must be a file; ps shows an address)' ;; esac
 
-# Prints three lines: the exit code, whether to post, and the text, in the escaping of JSON strings
-# (so that it can be put into the payload as it is). The JSON is flat; anything else is broken.
-report=$(LC_ALL=C awk -v host="$(uname -n)" '
-function plain(text) { gsub(/[^A-Za-z0-9._-]/, "?", text); return text }
-function count(key) { if (value[key] !~ /^[0-9]+$/) broken = 1; return value[key] + 0 }
-function part(label, key) { return count(key) > 0 ? ", " label " " count(key) : "" }
-function unquoted(key,    text) {
-    text = value[key]
-    if (text !~ /^"/) { broken = broken || text == ""; return text }
-    return substr(text, 2, length(text) - 2)
-}
-{ rest = rest $0 " " }
-END {
-    blank = "[ \t\r]*"
-    quoted = "\"([^\"\\\\\001-\037]|\\\\[\"\\\\/bfnrtu])*\""
-    atom = "(" quoted "|-?[0-9][-+.0-9eE]*|true|false|null)"
-    started = sub("^" blank "{" blank, "", rest)
-    while (match(rest, "^" quoted blank ":" blank atom blank "[,}]" blank)) {
-        pair = substr(rest, 1, RLENGTH)
-        rest = substr(rest, RLENGTH + 1)
-        closed = sub("}" blank "$", "", pair)
-        sub("," blank "$", "", pair)
-        match(pair, "^" quoted)
-        key = substr(pair, 2, RLENGTH - 2)
-        pair = substr(pair, RLENGTH + 1)
-        sub("^" blank ":" blank, "", pair)
-        sub(blank "$", "", pair)
-        value[key] = pair
-        if (closed) break
-    }
-    broken = !started || !closed || rest != ""
-    code = count("exit_code")
-    broken = broken || code > 255
-    text = part("失败", "failed") part("保留", "withheld") part("删除", "deleted") \
-        part("清理", "cleaned") part("未处理", "unprocessed")
-    wanted = code > 0 || count("failed") + count("withheld") + count("deleted") + count("cleaned") > 0
-    stopped = unquoted("stopped")
-    dry = unquoted("dry_run") == "true" ? " (试运行)" : ""
-    details = "总计 " count("total") ", 成功 " count("success") text "\\n" \
-        "数据库 " unquoted("database") ", 开始 " unquoted("started_at") ", 用时 " sprintf("%.1f", unquoted("duration_seconds")) " 秒"
-    if (broken) {
-        code = 1
-        wanted = 1
-        outcome = "❌ 没有收到运行结果"
-        details = "程序未能启动或被中断；请手动运行一次查看原因"
-    } else if (code > 0) {
-        outcome = "❌ 退出码 " code
-        if (stopped == "database") outcome = outcome "，数据库不可用"
-        if (stopped == "api_unreachable") outcome = outcome "，API 无法访问"
-        if (stopped == "delete_limit") outcome = outcome "，删除数量超过上限，已保留"
-        if (stopped == "signal") outcome = outcome "，被信号中止"
-    } else outcome = wanted ? "⚠️ 完成，有删除" : "✅ 完成"
-    print code
-    print wanted + 0
-    print "报名工具 Token 刷新" dry ": " outcome "\\n" details "\\n主机 " plain(host)
-}')
-code=${report%%
-*}
-report=${report#*
-}
-wanted=${report%%
-*}
-text=${report#*
-}
-if [ "$wanted" = 0 ] && [ "$always" = 0 ]; then
-    exit "$code"
+# A robot that cannot be used is said, but stops no run.
+url='' trouble=''
+if ! [ -f "$1" ] || ! url=$(tr -d '[:space:]' <"$1" 2>/dev/null); then
+    trouble="无法读取 $1 (cannot read the webhook file)"
+elif [ "${1%/*}" != "${CREDENTIALS_DIRECTORY-}" ] && [ -n "$(find -L "$1" -perm /077)" ]; then
+    trouble="$1 可被他人读取，应为 0600 (webhook file must have mode 0600)" url=
+else
+    case $url in
+    '') ;;
+    *[!a-zA-Z0-9:/?\&=%._~+,\;@#\$\!\'\(\)\*-]*) trouble="$1 含有地址中不会有的字符 (not an address)" url='' ;;
+    http://?* | https://?*) ;;
+    *) trouble="$1 中没有 http(s) 地址 (no address in the webhook file)" url='' ;;
+    esac
 fi
+shift
+
+tmp=$(mktemp -d) || exec "$@" --json
+trap 'rm -rf "$tmp"' EXIT
+mkfifo "$tmp/log" "$tmp/kept"
+exec 3>/dev/null
+# Both see the end of the log by themselves; no signal may cut it short.
+(trap '' INT TERM HUP; exec tee "$tmp/kept" <"$tmp/log" >&"$shown" 2>&3) &
+(trap '' INT TERM HUP; LC_ALL=C exec awk '/\[ERROR\]/ { error = $0 } !/^20..-..-.. / && NF { other = $0 }
+    END { print substr(other != "" ? other : error, 1, 600) }' <"$tmp/kept" >"$tmp/last") &
+reader=$!
+# setsid: a signal reaches the command once, from here; its second one means impatience there.
+setsid sh -c 'exec "$@"' sh "$@" --json >"$tmp/json" 2>"$tmp/log" 3>&- &
+pid=$!
+trap 'kill -TERM "$pid" 2>/dev/null || :' INT TERM HUP
+code=0
+wait "$pid" || code=$?
+while [ "$code" -gt 128 ]; do # perhaps it was `wait` that a signal ended
+    again=0
+    wait "$pid" || again=$?
+    if [ "$again" = 127 ] || { [ "$again" = "$code" ] && ! kill -0 "$pid" 2>/dev/null; }; then break; fi
+    code=$again
+done
+trap '' INT TERM HUP
+wait "$reader" || :
+last=$(iconv -c -f UTF-8 -t UTF-8 "$tmp/last" 2>/dev/null) || :
+
+wanted=1
+if ! command -v jq >/dev/null; then
+    details='没有安装 jq，无法读取结果'
+elif details=$(jq -rs --argjson code "$code" '
+    def n(key): .[key] | if type == "number" then . else error("not a report") end;
+    def part(word; key): if n(key) > 0 then ", \(word) \(n(key))" else "" end;
+    if length == 1 then .[0] else error("not one report") end
+    | $code + n("failed") + n("withheld") + n("deleted") + n("cleaned") + n("exit_code"),
+      "总计 \(n("total")), 成功 \(n("success"))" + part("失败"; "failed") + part("保留"; "withheld")
+        + part("删除"; "deleted") + part("清理"; "cleaned") + part("未处理"; "unprocessed")
+        + if .dry_run then " (试运行)" else "" end,
+      (.failure_reason // empty | "原因: \(.)"),
+      "数据库 \(.database), 开始 \(.started_at), 用时 \(n("duration_seconds") * 10 | round / 10) 秒"
+    ' "$tmp/json" 2>/dev/null) && [ -n "$details" ]; then
+    wanted=${details%%
+*}
+    details=${details#*
+}
+else
+    details='没有收到运行结果'
+fi
+log=/var/log/refresh_baoming_tokens/refresh.log
+case $code in
+0) outcome='✅ 完成' next='' ;;
+1) outcome='❌ 退出码 1: 数据库或文件故障，未能完成' next="sudo baoming --self-test；日志 $log" ;;
+2) outcome='❌ 退出码 2: 参数或配置错误，没有运行' next='按上面的错误修改设置，再 sudo baoming --self-test' ;;
+3) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="下次自动重试；总是失败的见 $log" ;;
+5) outcome='❌ 退出码 5: API 无响应' next='检查网络、代理和 API；下次运行从其余 Token 继续' ;;
+25) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next='确认确实失效后 sudo baoming --max-delete 数量' ;;
+126 | 127) outcome="❌ 退出码 $code: 程序没能运行" next='按上面的错误处理，或重新运行 install.sh' ;;
+130 | 143) outcome="⏹️ 退出码 $code: 被信号停止" next='下次运行从其余 Token 继续' ;;
+*) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;
+esac
+if [ "$code" = 0 ] && [ "$wanted" != 0 ]; then
+    outcome='⚠️ 完成，有删除' next='误删可找回: sudo baoming --restore-hours 24 --dry-run'
+    case $details in 没有*) outcome='❌ 没有结果' next='手动运行一次: sudo baoming' ;; esac
+fi
+if [ -n "$trouble" ]; then echo "notify.sh: $trouble" >&2; fi
+if [ -n "$trouble" ] && [ "$code" = 0 ]; then ending=2; else ending=$code; fi
+if [ "$wanted" = 0 ] && [ "$always" = 0 ]; then exit "$ending"; fi
+if [ "$code" = 0 ]; then last=; fi
+text=$(printf '%s\n' "报名工具 Token 刷新${SCHEDULE:+ [$SCHEDULE]} $outcome" "$details" "${last:+最后错误: $last}" \
+    "${next:+下一步: $next}" "主机 $(uname -n)" | tr '\t' ' ' | LC_ALL=C tr -d '\000-\011\013-\037\177' | sed '/^$/d')
 if [ -z "$url" ]; then
-    printf '%s\n' "$text" | awk '{ gsub(/\\n/, "\n"); print }' >&2
-    exit "$code"
+    printf '%s\n' "$text" >&2
+    exit "$ending"
 fi
 
 host=${url#*://}
 host=${host%%[/?#]*}
 host=${host##*@}
 host=$(printf %s "${host%%:*}" | tr '[:upper:]' '[:lower:]')
+quoted=$(printf '%s\n' "$text" | sed 's/[\\"]/\\&/g' | LC_ALL=C awk '{ printf "%s%s", (NR > 1 ? "\\n" : ""), $0 }')
+accepted=
 case $host in
-oapi.dingtalk.com | qyapi.weixin.qq.com)
-    payload='{"msgtype":"text","text":{"content":"'$text'"}}'
-    accepted='"errcode" *: *0[,} ]'
-    ;;
-open.feishu.cn | open.larksuite.com)
-    payload='{"msg_type":"text","content":{"text":"'$text'"}}'
-    accepted='"(code|StatusCode)" *: *0[,} ]'
-    ;;
-*)
-    payload='{"text":"'$text'"}'
-    accepted=
-    ;;
+oapi.dingtalk.com | qyapi.weixin.qq.com) payload='{"msgtype":"text","text":{"content":"'$quoted'"}}' accepted='"errcode" *: *0[,} ]' ;;
+open.feishu.cn | open.larksuite.com) payload='{"msg_type":"text","content":{"text":"'$quoted'"}}' accepted='"(code|StatusCode)" *: *0[,} ]' ;;
+*) payload='{"text":"'$quoted'"}' ;;
 esac
-
 # Address and payload go to curl by a config on stdin, where ps does not see them; its own messages
 # are dropped, as the address may be in them.
 quote() { printf '%s' "$1" | sed 's/[\\"]/\\&/g'; }
@@ -156,15 +145,11 @@ data = "$(quote "$payload")"
 EOC
 ) || status=$?
 http=$(printf '%s\n' "$answer" | tail -n 1)
-case $http in
-2??)
-    # The chat services say 200 also when they refuse a message.
-    if [ "$status" = 0 ] && { [ -z "$accepted" ] || printf '%s' "$answer" | grep -Eq "$accepted"; }; then
-        exit "$code"
-    fi
-    ;;
+case $status:$http in
+# The chat services say 200 also when they refuse a message.
+0:2??) if [ -z "$accepted" ] || printf '%s' "$answer" | grep -Eq "$accepted"; then exit "$ending"; fi ;;
 esac
 errcode=$(printf '%s' "$answer" | sed -En 's/.*"(errcode|code|StatusCode)" *: *(-?[0-9]{1,9}).*/\2/p' | head -n 1)
-echo "notify.sh: could not post to $host (curl $status, HTTP ${http:-none}${errcode:+, errcode $errcode}); the message was:" >&2
-printf '%s\n' "$text" | awk '{ gsub(/\\n/, "\n"); print }' >&2
-exit "$code"
+echo "notify.sh: 无法发送到 $host: curl $status, HTTP ${http:-000}${errcode:+, errcode $errcode} (could not post); 消息:" >&2
+printf '%s\n' "$text" >&2
+exit "$ending"

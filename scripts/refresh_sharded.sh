@@ -1,19 +1,15 @@
 #!/bin/sh
-# Runs refresh_baoming_tokens as N processes at once, each on its own part of the tokens.
+# Runs several processes of refresh_baoming_tokens on this host, which look like one run.
 set -eu
 
-usage='usage: refresh_sharded.sh N [FLAGS of refresh_baoming_tokens]
+usage='用法 / usage: refresh_sharded.sh N [FLAGS of refresh_baoming_tokens]
 
-Runs N processes of refresh_baoming_tokens (from PATH) on this host, with
---shard 1/N to N/N. Log lines carry "(K/N)"; at the end come the statistics of
-all, and with --json one object, as from a single run. --delay-ms, --max-delete
-and the other flags hold for each process by itself.
-
-Not with --scheduler, --shard, --metrics-file or --log-file (append the output
-to a file instead: >> LOG, or 2>> LOG with --json).
-
-Ctrl-C or SIGTERM stops all and waits for them; a second one ends them at once.
-Exit code: the gravest one, in the order signal, 1, 2, 25, 5, 3, 0.'
+N 个进程同时运行，各用 --shard K/N；日志行带 "(K/N)"，最后是总统计；--json 和 --metrics-file 给出总结果。
+N processes with --shard 1/N to N/N; log lines carry "(K/N)", at the end come the statistics of all;
+--json and --metrics-file tell of all. The other flags hold for each process by itself.
+不支持 / not with --scheduler, --shard, --log-file (use >> LOG, or 2>> LOG with --json)
+Ctrl-C, SIGTERM: 全部停止并等待 / stops all and waits for them; a second one ends them at once.
+退出码 / exit code: the gravest one, in the order signal, 1, 2, 25, 5, 3, 0.'
 
 fail() {
     echo "refresh_sharded.sh: $1" >&2
@@ -21,53 +17,44 @@ fail() {
 }
 
 case ${1-} in
--h | --help)
-    printf '%s\n' "$usage"
-    exit 0
-    ;;
-'' | 0* | *[!0-9]* | ????*) fail 'expects a number of processes from 1 to 999; see --help' ;;
+-h | --help) printf '%s\n' "$usage" && exit ;;
+'' | 0* | *[!0-9]* | ????*) fail '需要进程数 1 到 999 (expects a number of processes; see --help)' ;;
 esac
 n=$1
 shift
-json=0 quiet=0
-for arg in "$@"; do # rotates the arguments, less --json
+json=0 quiet=0 metrics='' next=''
+for arg in "$@"; do # rotates the arguments, less --json and --metrics-file
     shift
+    if [ -n "$next" ]; then metrics=$arg next='' && continue; fi
     case $arg in
-    --json)
-        json=$((json + 1))
-        continue
-        ;;
+    --json) json=$((json + 1)) && continue ;;
+    --metrics-file) next=1 && continue ;;
+    --metrics-file=*) metrics=${arg#*=} && continue ;;
     -q | --quiet) quiet=1 ;;
-    -h | --help) fail 'expects N first; see --help' ;;
-    --scheduler | --shard | --shard=* | --metrics-file | --metrics-file=* | --log-file | --log-file=*)
-        fail "${arg%%=*} does not go with several processes; see --help"
+    --scheduler | --shard | --shard=* | --log-file | --log-file=* | --card | --card=* | -h | --help)
+        fail "${arg%%=*} 不能用于多个进程 (does not go with several processes; see --help)"
         ;;
     esac
     set -- "$@" "$arg"
 done
-[ "$json" -le 1 ] || fail '--json was given more than once'
-command -v refresh_baoming_tokens >/dev/null || fail 'refresh_baoming_tokens is not on PATH'
+[ "$json" -le 1 ] || fail '--json 重复 (given more than once)'
+[ -z "$next" ] || fail '--metrics-file 缺少值 (value missing)'
+command -v jq >/dev/null || fail '没有安装 jq (jq is not installed)'
+command -v refresh_baoming_tokens >/dev/null || fail '找不到 refresh_baoming_tokens (not on PATH)'
 # Flags are checked even with --version: what is wrong with them is said once, not N times.
-refresh_baoming_tokens --version --json --shard "1/$n" "$@" >/dev/null || exit
+refresh_baoming_tokens --version --json --shard "1/$n" ${metrics:+--metrics-file "$metrics"} "$@" >/dev/null || exit
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-pids='' signal='' started='' told=''
+pids='' signal='' started=''
 tell() {
-    told=1
     # shellcheck disable=SC2086 # a list
-    kill -TERM $pids 2>/dev/null || :
+    [ -z "$started" ] || kill -TERM $pids 2>/dev/null || :
 }
-# shellcheck disable=SC2317 # called by trap
-stop() {
-    signal=$1
-    [ -z "$started" ] || tell
-}
-trap 'stop 130' INT
-trap 'stop 143' TERM HUP
+trap 'signal=130; tell' INT
+trap 'signal=143; tell' TERM HUP
 trap '' PIPE # a reader that goes away stops nothing
-
-if [ "$json" = 1 ]; then exec 3>&2; else exec 3>&1; fi
+exec 3>&$((json + 1))
 log() { # LEVEL TEXT
     [ "$1$quiet" = INFO1 ] || printf '%s [%s] %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$1" "$2" >&3 2>/dev/null || :
 }
@@ -85,24 +72,22 @@ label() {
 }
 
 log INFO "$line"
-log INFO '🚀 开始刷新报名工具 Token'
-log INFO "📊 分为 $n 个进程同时运行"
+log INFO "🚀 开始刷新报名工具 Token (分为 $n 个进程同时运行)"
 log INFO "$line"
-labels=
-k=1
+labels='' k=1
 while [ "$k" -le "$n" ] && [ -z "$signal" ]; do
     mkfifo "$tmp/$k.log"
-    # These two lists see the end of the log by themselves; a signal to the terminal's group must
-    # not cut it short. setsid: the terminal's Ctrl-C reaches this script only, which hands it on
-    # once; the program takes a second signal for impatience.
-    (trap '' INT TERM HUP; label "$k/$n") <"$tmp/$k.log" &
+    # Sees the end of the log by itself; a signal to the terminal's group must not cut it short.
+    (trap '' INT TERM HUP && label "$k/$n") <"$tmp/$k.log" &
     labels="$labels $!"
+    # setsid: the terminal's Ctrl-C reaches this script only, which hands it on once; the program
+    # takes a second signal for impatience.
     setsid refresh_baoming_tokens --json --shard "$k/$n" "$@" >"$tmp/$k.json" 2>"$tmp/$k.log" &
     pids="$pids $!"
     k=$((k + 1))
 done
 started=1
-if [ -n "$signal" ] && [ -z "$told" ]; then tell; fi
+[ -z "$signal" ] || tell
 
 # Waits for one process. A signal to this script ends `wait`, but not the process, so it may take
 # several; 127 says that the one before had told its status already.
@@ -116,78 +101,46 @@ await() {
         status=$again
     done
 }
-rank() {
-    case $1 in
-    130 | 143) echo 6 ;;
-    2) echo 4 ;;
-    25) echo 3 ;;
-    5) echo 2 ;;
-    3) echo 1 ;;
-    0) echo 0 ;;
-    *) echo 5 ;;
-    esac
-}
-code=0
-early=0
-k=1
+# Gravest first. A killed process and an unknown code count as 1.
+code=0 early=0 k=1
 for pid in $pids; do
     await "$pid"
     : <>"$tmp/$k.log" # ends the log also where the process was stopped before it opened it
-    case $status in
-    0 | 2 | 3 | 25) ;;
-    *) early=1 ;;
-    esac
+    case $status in 0 | 2 | 3 | 25) ;; *) early=1 ;; esac
     if [ ! -s "$tmp/$k.json" ] && [ "$status" != 2 ] && [ -z "$signal" ]; then
         log ERROR "❌ 进程 $k/$n 没有报告结果 (退出码 $status)"
     fi
-    [ "$(rank "$status")" -le "$(rank "$code")" ] || code=$status
+    case $status in 0 | 2 | 3 | 5 | 25 | 130 | 143) ;; *) status=1 ;; esac
+    for grave in 143 130 1 2 25 5 3; do
+        [ "$code" != "$grave" ] || break
+        [ "$status" != "$grave" ] || { code=$status && break; }
+    done
     k=$((k + 1))
 done
 for pid in $labels; do await "$pid"; done
 if [ -e "$tmp/other" ]; then awk '!seen[$0]++' "$tmp/other" >&2; fi
-case $code in
-2) exit 2 ;;
-130 | 143) code=${signal:-$code} ;;
-0 | 3 | 5 | 25) ;;
-*) code=1 ;;
-esac
+[ "$code" -le 128 ] || code=${signal:-$code}
+[ "$code" != 2 ] || exit 2
 
-# From the objects of all: the first line is the object of all, then the statistics.
-summary=$(cat "$tmp"/*.json 2>/dev/null | awk -v code="$code" '
-function raw(key) { # a number, or a string with its quotes
-    if (!match($0, "\"" key "\":(\"[^\"]*\"|[^,}]*)")) return ""
-    return substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3)
-}
-function stat(label, key) { if (sum[key] || key ~ /total|success|failed|deleted/) print "  " label ": " sum[key] " 个" }
-BEGIN { keys = split("total success failed deleted skipped withheld unprocessed cleaned", key, " ") }
-{
-    if (NR == 1 || raw("started_at") < started) started = raw("started_at")
-    if (NR == 1 || raw("duration_seconds") + 0 > duration + 0) duration = raw("duration_seconds")
-    version = raw("version")
-    database = raw("database")
-    dry = raw("dry_run")
-    for (i = 1; i <= keys; i++) sum[key[i]] += raw(key[i])
-}
-END {
-    if (!NR) { version = database = started = "null"; duration = 0; dry = "false" }
-    stopped = code >= 128 ? "\"signal\"" : code == 1 ? "\"database\"" : code == 5 ? "\"api_unreachable\"" : \
-        code == 25 ? "\"delete_limit\"" : "null"
-    printf "{\"version\":%s,\"database\":%s,\"started_at\":%s,\"duration_seconds\":%s", version, database, started, duration
-    for (i = 1; i <= keys; i++) printf ",\"%s\":%d", key[i], sum[key[i]]
-    printf ",\"dry_run\":%s,\"stopped\":%s,\"exit_code\":%d}\n", dry, stopped, code
-    stat("📝 总计", "total")
-    stat("✅ 成功", "success")
-    stat("❌ 失败", "failed")
-    stat("🗑️ 删除", "deleted")
-    stat("⏭️ 跳过", "skipped")
-    stat("🛑 保留", "withheld")
-    stat("⏸️ 未处理", "unprocessed")
-    if (dry == "true") print "  🔍 试运行: 以上为预计结果，数据库未改动"
-    if (sum["cleaned"] && dry != "true") print "  ✅ 已清理 " sum["cleaned"] " 个过期 Token"
-}')
+# One object of all objects; the reason is that of the process with the most failures.
+jq -cs --argjson code "$code" '
+    def sums: ["total", "success", "failed", "deleted", "skipped", "withheld", "unprocessed", "cleaned"] as $keys
+        | reduce ($keys[] as $key | {($key): (map(.[$key]) | add // 0)}) as $sum ({}; . + $sum);
+    {version: .[0].version, database: .[0].database, started_at: (map(.started_at) | min),
+        duration_seconds: (map(.duration_seconds) | max // 0)} + sums
+    + {failure_reason: (map(select(.failure_reason)) | max_by(.failed) | .failure_reason), dry_run: (.[0].dry_run // false),
+        stopped: (if $code > 128 then "signal" elif $code == 1 then (map(.stopped | select(. == "database")) | .[0])
+            else {"5": "api_unreachable", "25": "delete_limit"}["\($code)"] end), exit_code: $code}' "$tmp"/*.json >"$tmp/all"
 log INFO "$(printf %s "$line" | tr '=' -)"
 log INFO '📊 刷新统计:'
-printf '%s\n' "$summary" | sed 1d | while IFS= read -r text; do log INFO "$text"; done
+jq -r '. as $all
+    | (["📝 总计", "total"], ["✅ 成功", "success"], ["❌ 失败", "failed"], ["🗑️ 删除", "deleted"], ["⏭️ 跳过", "skipped"],
+        ["🛑 保留", "withheld"], ["⏸️ 未处理", "unprocessed"]
+        | select($all[.[1]] > 0 or (.[1] | IN("total", "success", "failed", "deleted"))) | "  \(.[0]): \($all[.[1]]) 个"),
+      (.failure_reason // empty | "  ❗ 原因: \(.)"),
+      if .dry_run then "  🔍 试运行: 以上为预计结果，数据库未改动"
+      elif .cleaned > 0 then "  ✅ 已清理 \(.cleaned) 个过期 Token" else empty end' "$tmp/all" |
+    while IFS= read -r text; do log INFO "$text"; done
 log INFO "$line"
 if [ "$early" = 0 ]; then
     log INFO '🎉 刷新完成'
@@ -197,6 +150,27 @@ else
     log ERROR '⏹️ 刷新提前结束: 有进程未完成，原因见上'
 fi
 log INFO "$line"
-[ "$json" = 0 ] || printf '%s\n' "${summary%%
-*}" 2>/dev/null || :
+if [ -n "$metrics" ] && [ "$(jq .dry_run "$tmp/all")" = false ]; then
+    now=$(date +%s)
+    success=$(sed -n 's/^baoming_refresh_last_success_timestamp_seconds[^ ]* //p' "$metrics" 2>/dev/null) || :
+    [ "$code" != 0 ] || success=$now
+    schedule=${metrics##*/}
+    # The same text as the program's own.
+    if ! { jq -r --arg schedule "${schedule%.prom}" --arg now "$now" --arg success "${success:-0}" '
+        def head(name; help): "# HELP \(name) \(help)\n# TYPE \(name) gauge";
+        def one(name; help; value): head("baoming_refresh_" + name; help),
+            "baoming_refresh_\(name){schedule=\($schedule | tojson)} \(value)";
+        head("baoming_refresh_tokens"; "Tokens of the last run by result."),
+        (("success", "failed", "deleted", "skipped", "withheld", "unprocessed", "cleaned") as $result
+            | "baoming_refresh_tokens{result=\"\($result)\",schedule=\($schedule | tojson)} \(.[$result])"),
+        one("last_completion_timestamp_seconds"; "Unix time at which the last run ended."; $now),
+        one("last_success_timestamp_seconds"; "Unix time at which the last run with exit code 0 ended; 0 = never."; $success),
+        one("duration_seconds"; "Duration of the last run in seconds."; .duration_seconds),
+        one("exit_code"; "Exit code of the last run."; .exit_code)' "$tmp/all" >"$metrics.tmp.$$" &&
+        chmod 644 "$metrics.tmp.$$" && mv "$metrics.tmp.$$" "$metrics"; }; then
+        log ERROR "❌ 无法写入指标文件 $metrics"
+        [ "$code" -gt 128 ] || code=1
+    fi
+fi
+[ "$json" = 0 ] || jq -c --argjson code "$code" '.exit_code = $code' "$tmp/all" 2>/dev/null || :
 exit "$code"

@@ -1,13 +1,15 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::support::{Outcome, Run, binary, command, scratch_dir};
-use super::{checker, must_pass, path, script};
+use super::machine::Machine;
+use super::support::{Outcome, Run, binary, scratch_dir};
+use super::{path, script};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
+const KEPT_CRON: &str = "etc/refresh_baoming_tokens/kept/refresh_baoming_tokens";
 const SECRET: &str = "etc/refresh_baoming_tokens/mongodb_uri";
 const SETTINGS: &str = "etc/refresh_baoming_tokens/settings.conf";
 const LOGROTATE: &str = "etc/logrotate.d/refresh_baoming_tokens";
@@ -50,6 +52,7 @@ fn everything_is_in_place_and_installing_again_changes_nothing() {
     let files = tree(&root);
     for (file, mode) in [
         ("usr/local/bin/refresh_baoming_tokens", 0o755),
+        ("usr/local/bin/baoming", 0o755),
         ("usr/local/lib/refresh_baoming_tokens/monitor_refresh.sh", 0o755),
         ("usr/local/lib/refresh_baoming_tokens/notify.sh", 0o755),
         ("usr/local/lib/refresh_baoming_tokens/refresh_sharded.sh", 0o755),
@@ -59,6 +62,8 @@ fn everything_is_in_place_and_installing_again_changes_nothing() {
         ("etc/systemd/system/refresh_baoming_tokens@active.timer", 0o644),
         ("etc/systemd/system/refresh_baoming_tokens@all.timer", 0o644),
         ("etc/systemd/system/refresh_baoming_tokens@cleanup.timer", 0o644),
+        ("etc/systemd/system/refresh_baoming_tokens-failed@.service", 0o644),
+        ("usr/local/share/refresh_baoming_tokens/prometheus/refresh_baoming_tokens.rules.yml", 0o644),
         (SETTINGS, 0o644),
         (SECRET, 0o600),
         ("etc/refresh_baoming_tokens/webhook_url", 0o600),
@@ -68,16 +73,17 @@ fn everything_is_in_place_and_installing_again_changes_nothing() {
         assert!(first.stdout.contains(&format!("/{file}")), "not told of {file}:\n{}", first.stdout);
     }
     assert!(files[Path::new(SECRET)].1.is_empty());
-    assert!(first.stdout.contains("Left to do:"));
+    assert!(first.stdout.contains("还要做 (left to do):"));
 
     let second = install_binary(&root).expect(0);
     let after = tree(&root);
     assert_eq!(after.keys().collect::<Vec<_>>(), files.keys().collect::<Vec<_>>());
     let changed: Vec<_> = files.iter().filter(|(path, file)| after[*path] != **file).collect();
     assert!(changed.is_empty(), "{:?}", changed.iter().map(|(path, _)| path).collect::<Vec<_>>());
-    let done: Vec<&str> = second.stdout.lines().take_while(|line| !line.is_empty()).collect();
-    let is_untouched = |line: &&&str| line.starts_with("unchanged ") || line.starts_with("kept ");
-    assert_eq!(done.iter().filter(is_untouched).count(), done.len(), "{done:#?}");
+    assert!(
+        second.stdout.starts_with("已是 refresh_baoming_tokens ") && !second.stdout.contains("installed "),
+        "{second:?}"
+    );
     // No schedule runs before somebody switches it on.
     let active = |line: &&str| !line.starts_with('#') && line.contains(" root ");
     let cron = String::from_utf8_lossy(&files[Path::new(CRON)].1).into_owned();
@@ -103,32 +109,76 @@ fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
     assert_eq!(fs::read_to_string(root.join(SECRET)).expect("secret"), "mongodb://mine\n");
     assert!(!root.join(LOGROTATE).exists());
     assert_eq!(fs::read(root.join(SETTINGS)).ok(), fs::read(script("systemd/settings.conf")).ok());
-    for (action, file) in [("kept", CRON), ("kept", SECRET), ("kept", LOGROTATE), ("installed", SETTINGS)] {
-        let told = |line: &str| line.starts_with(action) && line.contains(file);
+    for (action, file) in [("kept", CRON), ("kept away", LOGROTATE), ("installed", SETTINGS)] {
+        let told = |line: &str| line.contains(action) && line.contains(file);
         assert!(upgrade.lines().any(told), "no {action} {file}:\n{upgrade}");
     }
 
     let removal = install(&root, &["--uninstall"]).expect(0).stdout;
-    assert_eq!(names(&root), [CRON, SECRET]);
+    assert_eq!(names(&root), [KEPT_CRON, SECRET]);
     for file in [CRON, SECRET] {
-        let told = |line: &str| line.starts_with("kept") && line.contains(file);
+        let told =
+            |line: &str| (line.contains("kept") || line.contains("switched off")) && line.contains(file);
         assert!(removal.lines().any(told), "not told of {file}:\n{removal}");
     }
     install(&root, &["--uninstall"]).expect(0);
-    assert_eq!(names(&root), [CRON, SECRET]);
+    assert_eq!(names(&root), [KEPT_CRON, SECRET]);
+    assert_eq!(fs::read_to_string(root.join(KEPT_CRON)).expect("cron file"), cron);
+}
+
+#[test]
+fn an_upgrade_from_0_1_keeps_what_was_switched_on_and_takes_the_metrics_without_a_label() {
+    let root = scratch_dir();
     install_binary(&root).expect(0);
-    assert_eq!(fs::read_to_string(root.join(CRON)).expect("cron file"), cron);
+    let old = "SHELL=/bin/sh\nTZ=Asia/Shanghai\nRUN=flock -w 21600 /var/lib/x refresh_baoming_tokens --json\nNOTIFY=notify.sh /etc/x\n\n\
+               0 */6 * * *  root  $RUN --max-age-days 7 2>/dev/null | $NOTIFY\n\
+               #0 2   * * *  root  $RUN 2>/dev/null | $NOTIFY\n\
+               30 3   * * 6  root  $RUN --cleanup-days 30 2>/dev/null | $NOTIFY\n";
+    fs::write(root.join(CRON), old).expect("cron file");
+    let program = root.join("usr/local/bin/refresh_baoming_tokens");
+    fs::write(&program, "#!/bin/sh\necho refresh_baoming_tokens 0.1.0\n").expect("older program");
+    let left = [
+        "var/lib/refresh_baoming_tokens/refresh.prom",
+        "var/lib/prometheus/node-exporter/refresh_baoming_tokens.prom",
+    ];
+    fs::create_dir_all(root.join("var/lib/prometheus/node-exporter")).expect("folder");
+    left.iter().for_each(|file| fs::write(root.join(file), "").expect("metrics"));
+    let said = install_binary(&root).expect(0).stdout;
+    assert!(said.contains("(upgraded from 0.1.0 to "), "{said}");
+    assert!(left.iter().all(|file| said.contains(file) && !root.join(file).exists()), "{said}");
+    let cron = fs::read_to_string(root.join(CRON)).expect("cron file");
+    let lines: Vec<&str> = cron.lines().filter(|line| line.contains(" root ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "0 */6 * * *  root  baoming run active",
+            "#0 2   * * *  root  baoming run all",
+            "30 3   * * 6  root  baoming run cleanup"
+        ]
+    );
+    assert!(!said.contains("启用 switch on"), "{said}");
 }
 
 #[test]
 fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
+    let foreign = scratch_dir().join("foreign");
+    fs::write(&foreign, "no program of this machine").expect("file");
+    let bare = scratch_dir();
+    for tool in ["sh", "dirname", "id"] {
+        let found = env::split_paths(&path()).map(|dir| dir.join(tool)).find(|file| file.is_file());
+        std::os::unix::fs::symlink(found.expect(tool), bare.join(tool)).expect("tool");
+    }
     for (args, code, line) in [
-        (&["/nonexistent/binary"][..], 1, "install.sh: no binary at /nonexistent/binary"),
-        (&["--purge"], 2, "install.sh: unknown flag"),
-        (&["a", "b"], 2, "install.sh: too many arguments"),
+        (&["/nonexistent/binary"][..], 1, "install.sh: 找不到程序 /nonexistent/binary"),
+        (&[foreign.to_str().expect("UTF-8")], 1, "install.sh: 程序 "),
+        (&["--purge"], 2, "install.sh: 未知参数"),
+        (&["a", "b"], 2, "install.sh: 参数过多"),
+        (&[], 1, "install.sh: 没有安装 jq"),
     ] {
         let root = scratch_dir();
-        let outcome = install(&root, args).expect(code);
+        let run = Run::bare().program(script("install.sh")).env("DESTDIR", &root).args(args.iter().copied());
+        let outcome =
+            run.env("PATH", if args.is_empty() { bare.clone().into() } else { path() }).go().expect(code);
         assert!(outcome.stderr.starts_with(line) && outcome.stderr.lines().count() == 1, "{outcome:?}");
         assert!(names(&root).is_empty(), "{args:?}");
     }
@@ -136,30 +186,11 @@ fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
 
 #[test]
 fn without_destdir_it_is_the_machine_itself() {
-    // Whose place a folder takes, with nothing in it but busybox.
-    let Some(_) = checker("busybox") else { return };
-    let root = scratch_dir();
-    let busybox = env::split_paths(&path()).map(|dir| dir.join("busybox")).find(|file| file.is_file());
-    let busybox = busybox.expect("the checker's path").canonicalize().expect("busybox");
-    let libraries = must_pass(command("ldd").arg(&busybox).env("PATH", path()));
-    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
-    for file in libraries.chain([busybox.as_path(), binary().as_path()]) {
-        let copy = root.join(file.strip_prefix("/").expect("an absolute path"));
-        fs::create_dir_all(copy.parent().expect("a folder")).expect("folder");
-        fs::copy(file, copy).expect("copy");
-    }
-    fs::create_dir_all(root.join("bin")).expect("folder");
-    must_pass(command(&busybox).args(["--install", "-s"]).arg(root.join("bin")));
-    must_pass(command("cp").arg("-r").arg(script("")).arg(root.join("scripts")));
-    let before = names(&root);
-
-    let inside = |args: &[&str]| {
-        let mut chroot = command("unshare");
-        chroot.args(["--user", "--map-root-user", "chroot"]).arg(&root).args(["sh", "/scripts/install.sh"]);
-        must_pass(chroot.args(args).env_remove("DESTDIR").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))
-    };
-    inside(&[binary().to_str().expect("UTF-8")]);
-    assert!(root.join("usr/local/bin/refresh_baoming_tokens").exists() && root.join(SECRET).exists());
-    inside(&["--uninstall"]);
-    assert_eq!(names(&root), before);
+    let Some(machine) = Machine::new() else { return };
+    let list = |machine: &Machine| machine.must("find /etc /usr/local /var -name '*baoming*' | sort").stdout;
+    let before = list(&machine);
+    machine.must("cd /root/src && scripts/install.sh");
+    machine.must(&format!("test -x /usr/local/bin/refresh_baoming_tokens -a -e /{SECRET}"));
+    machine.must("/root/src/scripts/install.sh --uninstall");
+    assert_eq!(list(&machine), before);
 }

@@ -4,10 +4,12 @@
 use crate::support;
 
 mod install;
-mod metrics;
+mod machine;
 mod monitor;
 mod notify;
+mod readme;
 mod rotate;
+mod rules;
 mod schedules;
 mod sharded;
 

@@ -1,11 +1,11 @@
 //! `notify.sh` against a local sink, which it reaches as a proxy for the real host names.
 
 use super::support::tls::ca_file;
-use super::support::{Certificate, Outcome, Reply, Request, Run, Stub, scratch_dir};
+use super::support::{Certificate, Reply, Request, Run, Signal, Stub, scratch_dir};
 use super::{path, run_script, script, world};
-use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
+use std::{env, fs};
 
 const KEY: &str = "5ecretKey";
 const ACCEPTED: &str = r#"{"errcode":0,"errmsg":"ok","code":0,"msg":"success"}"#;
@@ -13,9 +13,9 @@ const ACCEPTED: &str = r#"{"errcode":0,"errmsg":"ok","code":0,"msg":"success"}"#
 /// The report of a run in which all of ten tokens were refreshed, but for these fields.
 fn report(changes: &[(&str, serde_json::Value)]) -> String {
     let mut report = serde_json::json!({
-        "version": "0.1.0", "database": "auto-form-db", "started_at": "2026-02-12T18:50:13+08:00",
+        "version": "0.2.0", "database": "auto-form-db", "started_at": "2026-02-12T18:50:13+08:00",
         "duration_seconds": 1.25, "total": 10, "success": 10, "failed": 0, "deleted": 0, "skipped": 0,
-        "withheld": 0, "unprocessed": 0, "cleaned": 0, "dry_run": false, "stopped": null, "exit_code": 0,
+        "withheld": 0, "unprocessed": 0, "cleaned": 0, "failure_reason": null, "dry_run": false, "stopped": null, "exit_code": 0,
     });
     for (field, value) in changes {
         report[*field] = value.clone();
@@ -23,12 +23,24 @@ fn report(changes: &[(&str, serde_json::Value)]) -> String {
     report.to_string()
 }
 
-/// Runs `notify.sh ARGS` with this on stdin.
-fn notify(stdin: &str, args: &[&str], sink: &Stub) -> Run {
-    let pipe = Run::bare().program("sh").args(["-c", r#"printf %s "$STDIN" | "$@""#, "sh"]);
-    pipe.arg(script("notify.sh"))
-        .args(args)
-        .env("STDIN", stdin)
+/// What stands for the program: says this report, this error, and ends with this code.
+const FAKE: [&str; 3] =
+    ["sh", "-c", r#"printf %s "$REPORT"; [ -z "$SAY" ] || echo "$SAY" >&2; exit "$CODE""#];
+
+/// A file that holds this address, for its owner's eyes only.
+fn webhook(address: &str) -> String {
+    let file = scratch_dir().join("webhook_url");
+    fs::write(&file, format!("{address}\n")).expect("file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("mode");
+    file.to_str().expect("UTF-8").to_owned()
+}
+
+/// Runs `notify.sh ARGS FAKE`.
+fn notify(report: &str, code: i32, args: &[&str], sink: &Stub) -> Run {
+    let run = Run::bare().program(script("notify.sh")).args(args).args(FAKE);
+    run.env("REPORT", report)
+        .env("SAY", "")
+        .env("CODE", code.to_string())
         .env("PATH", path())
         .secret(KEY)
         .env("http_proxy", format!("http://{}", sink.address()))
@@ -41,7 +53,12 @@ fn text_of(request: &Request, pointer: &str) -> String {
 
 #[test]
 fn each_kind_of_host_gets_its_own_form() {
-    let failed = report(&[("failed", 3.into()), ("success", 7.into()), ("exit_code", 3.into())]);
+    let failed = report(&[
+        ("failed", 3.into()),
+        ("success", 7.into()),
+        ("failure_reason", "HTTP \"500\"".into()),
+        ("exit_code", 3.into()),
+    ]);
     let dingtalk = r#"{"msgtype":"text","text":{"content":"#;
     let feishu = r#"{"msg_type":"text","content":{"text":"#;
     for (host, path, form, pointer) in [
@@ -52,7 +69,8 @@ fn each_kind_of_host_gets_its_own_form() {
         ("chat.example", "/hooks/", r#"{"text":"#, "/text"),
     ] {
         let sink = Stub::always(Reply::json(200, ACCEPTED));
-        let outcome = notify(&failed, &[&format!("http://{host}{path}{KEY}")], &sink).go().expect(3);
+        let file = webhook(&format!("http://{host}{path}{KEY}"));
+        let outcome = notify(&failed, 3, &[&file], &sink).env("SCHEDULE", "all").go().expect(3);
         assert_eq!(outcome.log(), "", "{host}");
         let request = sink.await_request(1);
         assert_eq!(sink.requests(), 1, "{host}");
@@ -61,8 +79,12 @@ fn each_kind_of_host_gets_its_own_form() {
         assert_eq!(request.header("Content-Type"), Some("application/json; charset=utf-8"));
         assert!(String::from_utf8_lossy(&request.body).starts_with(form), "{host}");
         let text = text_of(&request, pointer);
-        for part in ["报名工具 Token 刷新: ❌ 退出码 3\n", "总计 10, 成功 7, 失败 3\n", "auto-form-db"]
-        {
+        let parts = [
+            "报名工具 Token 刷新 [all] ⚠️ 退出码 3",
+            "\n总计 10, 成功 7, 失败 3\n原因: HTTP \"500\"\n",
+            "auto-form-db",
+        ];
+        for part in parts.into_iter().chain(["\n下一步: ", "\n主机 "]) {
             assert!(text.contains(part), "{host}: no {part:?} in {text:?}");
         }
     }
@@ -72,41 +94,100 @@ fn each_kind_of_host_gets_its_own_form() {
 fn it_posts_what_needs_attention_and_passes_the_exit_code_on() {
     let changed = |changes: &[(&str, serde_json::Value)]| report(changes);
     let clean = changed(&[]);
-    let missing_field = clean.replace(r#""total":10,"#, "");
-    for (stdin, flag, code, expected) in [
+    let none = "没有收到运行结果";
+    for (report, flag, code, expected) in [
         (clean.clone(), None, 0, None),
         (clean.clone(), Some("-a"), 0, Some("✅ 完成")),
         (changed(&[("failed", 1.into()), ("exit_code", 3.into())]), None, 3, Some("失败 1")),
         (changed(&[("deleted", 2.into())]), None, 0, Some("删除 2")),
         (changed(&[("cleaned", 2.into())]), None, 0, Some("清理 2")),
         (changed(&[("skipped", 2.into())]), None, 0, None),
-        (changed(&[("withheld", 30.into()), ("exit_code", 25.into())]), None, 25, Some("保留 30")),
-        (changed(&[("stopped", "database".into()), ("exit_code", 1.into())]), None, 1, Some("数据库不可用")),
-        (changed(&[("stopped", "signal".into()), ("exit_code", 143.into())]), None, 143, Some("被信号中止")),
+        (changed(&[("withheld", 30.into()), ("exit_code", 25.into())]), None, 25, Some("--max-delete")),
+        (
+            changed(&[("stopped", "database".into()), ("exit_code", 1.into())]),
+            None,
+            1,
+            Some("数据库或文件故障"),
+        ),
+        (changed(&[("stopped", "signal".into()), ("exit_code", 143.into())]), None, 143, Some("被信号停止")),
         (changed(&[("dry_run", true.into()), ("deleted", 1.into())]), None, 0, Some("(试运行)")),
         // What the program prints is escaped, and stays so.
         (changed(&[("database", "a\"}\\\n,名".into()), ("deleted", 1.into())]), None, 0, Some("a\"}\\\n,名")),
         (clean.replace(',', " ,\n  ").replace(':', " : "), Some("-a"), 0, Some("✅ 完成")),
-        // Whoever cannot report has failed.
-        (String::new(), None, 1, Some("没有收到运行结果")),
-        ("refresh_baoming_tokens: no database".to_owned(), None, 1, Some("没有收到运行结果")),
-        (clean[..clean.len() - 1].to_owned(), None, 1, Some("没有收到运行结果")),
-        (clean.clone() + &clean, None, 1, Some("没有收到运行结果")),
-        (missing_field, None, 1, Some("没有收到运行结果")),
-        (changed(&[("exit_code", 256.into())]), None, 1, Some("没有收到运行结果")),
-        (changed(&[("failed", "1".into())]), None, 1, Some("没有收到运行结果")),
+        // The true exit code, not the one of a report that could not be finished.
+        (clean.clone(), None, 1, Some("退出码 1")),
+        (String::new(), None, 0, Some(none)),
+        ("refresh_baoming_tokens: no database".to_owned(), None, 1, Some(none)),
+        (clean[..clean.len() - 1].to_owned(), None, 0, Some(none)),
+        (clean.clone() + &clean, None, 0, Some(none)),
+        (clean.replace(r#""total":10,"#, ""), None, 0, Some(none)),
+        (changed(&[("failed", "1".into())]), None, 0, Some(none)),
     ] {
         let sink = Stub::always(Reply::json(200, ""));
-        let url = format!("http://chat.example/{KEY}");
-        let args: Vec<&str> = flag.into_iter().chain([url.as_str()]).collect();
-        let outcome = notify(&stdin, &args, &sink).go().expect(code);
-        assert_eq!(outcome.log(), "", "{stdin}");
+        let file = webhook(&format!("http://chat.example/{KEY}"));
+        let args: Vec<&str> = flag.into_iter().chain([file.as_str()]).collect();
+        let outcome = notify(&report, code, &args, &sink).go().expect(code);
+        assert_eq!(outcome.log(), "", "{report}");
         let texts: Vec<String> = sink.recorded().iter().map(|request| text_of(request, "/text")).collect();
         match expected {
-            None => assert!(texts.is_empty(), "{stdin}: {texts:?}"),
-            Some(part) => assert!(texts.len() == 1 && texts[0].contains(part), "{stdin}: {texts:?}"),
+            None => assert!(texts.is_empty(), "{report}: {texts:?}"),
+            Some(part) => assert!(texts.len() == 1 && texts[0].contains(part), "{report}: {texts:?}"),
         }
     }
+}
+
+#[test]
+fn a_command_that_said_nothing_was_killed_or_is_not_there_is_told_with_its_last_error() {
+    let sink = Stub::always(Reply::json(200, ""));
+    let file = webhook(&format!("http://chat.example/{KEY}"));
+    let usage = "refresh_baoming_tokens: 未知参数 --crad (unknown flag; see --help)";
+    let log = "2026-02-12 18:50:13 [ERROR] ❌ \"boom\"\\\n2026-02-12 18:50:14 [INFO] later";
+    let texts = |run: Run, code| {
+        let before = sink.requests();
+        let outcome = run.go().expect(code);
+        let texts = sink.recorded().split_off(before);
+        assert_eq!(texts.len(), 1, "{outcome:?}");
+        (text_of(&texts[0], "/text"), outcome)
+    };
+    let (text, outcome) = texts(notify("", 2, &[&file], &sink).env("SAY", usage), 2);
+    assert!(
+        text.contains(&format!("退出码 2: 参数或配置错误，没有运行\n没有收到运行结果\n最后错误: {usage}\n")),
+        "{text}"
+    );
+    assert_eq!(outcome.stderr, format!("{usage}\n"));
+    let (text, outcome) = texts(notify("", 1, &["-s", &file], &sink).env("SAY", log), 1);
+    assert!(text.contains("\n最后错误: 2026-02-12 18:50:13 [ERROR] ❌ \"boom\"\\\n"), "{text}");
+    assert_eq!(outcome.log(), "");
+
+    let other = |command: &[&str]| notify("", 0, &[&file], &sink).no_args().arg(&file).args(command);
+    let (text, _) = texts(other(&["/nonexistent/program"]), 127);
+    assert!(text.contains("退出码 127: 程序没能运行") && text.contains("/nonexistent/program"), "{text}");
+    let (text, _) = texts(other(&["sh", "-c", "kill -9 $$"]), 137);
+    assert!(text.contains("被信号 9 杀死"), "{text}");
+
+    // A signal reaches the command once, and its end is told.
+    let stoppable = r#"trap 'echo stopped >&2; kill $!; exit 143' TERM; sleep 60 & echo ready >&2; wait"#;
+    let before = sink.requests();
+    let run = other(&["sh", "-c", stoppable]).start();
+    run.await_line("ready");
+    run.signal(Signal::TERM);
+    let outcome = run.wait().expect(143);
+    assert_eq!(outcome.stderr.matches("stopped").count(), 1, "{outcome:?}");
+    let text = text_of(&sink.await_request(before + 1), "/text");
+    assert!(text.contains("退出码 143: 被信号停止"), "{text}");
+
+    // Without jq nobody can read the report; the command is run all the same.
+    let tools = scratch_dir();
+    for tool in [
+        "sh", "sed", "awk", "tr", "tee", "iconv", "mkfifo", "mktemp", "setsid", "rm", "find", "uname",
+        "tail", "curl",
+    ] {
+        let found = env::split_paths(&path()).map(|dir| dir.join(tool)).find(|file| file.is_file());
+        symlink(found.expect(tool), tools.join(tool)).expect("tool");
+    }
+    let run = notify(&report(&[]), 5, &[&file], &sink).env("SAY", log).env("PATH", &tools);
+    let (text, _) = texts(run, 5);
+    assert!(text.contains("退出码 5: API 无响应\n没有安装 jq") && text.contains("[ERROR] ❌"), "{text}");
 }
 
 #[test]
@@ -119,8 +200,8 @@ fn a_message_that_cannot_be_delivered_is_a_warning_with_its_text() {
         1 => Reply::http(503, &[], "later"),
         _ => Reply::json(200, ACCEPTED),
     });
-    let outcome =
-        notify(&failed, &[&format!("http://oapi.dingtalk.com/?access_token={KEY}")], &recovering).go();
+    let file = webhook(&format!("http://oapi.dingtalk.com/?access_token={KEY}"));
+    let outcome = notify(&failed, 0, &[&file], &recovering).go();
     assert_eq!(outcome.expect(0).log(), "");
     assert_eq!(recovering.requests(), 2);
 
@@ -133,17 +214,14 @@ fn a_message_that_cannot_be_delivered_is_a_warning_with_its_text() {
         ("chat.example", Reply::close(), "curl 52"),
     ] {
         let sink = Stub::always(reply);
-        let outcome = notify(&failed, &[&format!("http://{host}/{KEY}")], &sink).go().expect(0);
-        assert!(outcome.stderr.contains(&format!("could not post to {host}")), "{outcome:?}");
+        let outcome = notify(&failed, 0, &[&webhook(&format!("http://{host}/{KEY}"))], &sink).go().expect(0);
+        assert!(outcome.stderr.contains(&format!("无法发送到 {host}")), "{outcome:?}");
         assert!(outcome.stderr.contains(warning) && outcome.stderr.contains("删除 1"), "{outcome:?}");
     }
 }
 
 #[test]
-fn the_key_can_come_from_a_file_and_then_shows_in_no_process_list() {
-    const KEY: &str = "f1leKey"; // not the one that other tests put on the command line
-    let file = scratch_dir().join("webhook_url");
-    fs::write(&file, format!("http://chat.example/{KEY}\n")).expect("file");
+fn the_key_shows_in_no_process_list() {
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let commands = Arc::clone(&seen);
     let sink = Stub::start(move |_| {
@@ -155,18 +233,42 @@ fn the_key_can_come_from_a_file_and_then_shows_in_no_process_list() {
         commands.lock().expect("lock").extend(lines);
         Reply::json(200, "")
     });
-    notify("", &[file.to_str().expect("UTF-8")], &sink).go().expect(1);
+    notify("", 1, &[&webhook(&format!("http://chat.example/{KEY}"))], &sink).go().expect(1);
     assert_eq!(sink.requests(), 1);
     let commands = seen.lock().expect("lock");
     assert!(commands.iter().any(|line| line.starts_with("curl ")), "no curl among {commands:?}");
     let told: Vec<&String> = commands.iter().filter(|line| line.contains(KEY)).collect();
     assert!(told.is_empty(), "{told:?}");
+}
 
-    // No address in it: no robot; the text goes where cron mails it from.
-    fs::write(&file, "").expect("file");
-    let outcome = notify("", &[file.to_str().expect("UTF-8")], &sink).go().expect(1);
-    assert!(outcome.stderr.contains("没有收到运行结果\n"), "{outcome:?}");
-    assert_eq!(sink.requests(), 1);
+#[test]
+fn a_robot_that_cannot_be_used_stops_no_run() {
+    let sink = Stub::always(Reply::json(200, ""));
+    let failed = report(&[("failed", 3.into())]);
+    let wide = webhook("http://chat.example/");
+    fs::set_permissions(&wide, fs::Permissions::from_mode(0o640)).expect("mode");
+    for (file, code, ending, warning) in [
+        (webhook(""), 3, 3, None),
+        (scratch_dir().join("missing").to_str().expect("UTF-8").to_owned(), 3, 3, Some("无法读取")),
+        (wide.clone(), 3, 3, Some("0600")),
+        (wide, 0, 2, Some("0600")),
+        (webhook("mongodb://x"), 3, 3, Some("没有 http(s) 地址")),
+        (webhook("http://a/\"b"), 3, 3, Some("不会有的字符")),
+    ] {
+        let outcome = notify(&failed, code, &[&file], &sink).go().expect(ending);
+        assert!(outcome.stderr.contains("总计 10, 成功 10, 失败 3\n"), "{outcome:?}");
+        let warned = outcome.stderr.lines().find(|line| line.starts_with("notify.sh: ")).unwrap_or_default();
+        assert_eq!(warned.is_empty(), warning.is_none(), "{outcome:?}");
+        assert!(warned.contains(warning.unwrap_or_default()), "{outcome:?}");
+    }
+    // Under systemd it is handed over, whatever its mode.
+    let folder = scratch_dir();
+    let file = folder.join("webhook_url");
+    fs::write(&file, "http://chat.example/").expect("file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o440)).expect("mode");
+    let run =
+        notify(&failed, 3, &[file.to_str().expect("UTF-8")], &sink).env("CREDENTIALS_DIRECTORY", &folder);
+    assert_eq!((run.go().expect(3).log().as_str(), sink.requests()), ("", 1));
 }
 
 #[test]
@@ -175,34 +277,36 @@ fn tls_is_verified() {
         [(Certificate::Good, 1), (Certificate::SelfSigned, 0), (Certificate::Expired, 0)]
     {
         let sink = Stub::start_tls(certificate, |_| Reply::json(200, ""));
-        let url = format!("https://localhost:{}/{KEY}", sink.address().port());
-        let outcome = notify("", &[&url], &sink).env("CURL_CA_BUNDLE", ca_file()).go().expect(1);
+        let file = webhook(&format!("https://localhost:{}/{KEY}", sink.address().port()));
+        let outcome = notify("", 1, &[&file], &sink).env("CURL_CA_BUNDLE", ca_file()).go().expect(1);
         assert_eq!(sink.requests(), posted, "{certificate:?}: {outcome:?}");
-        assert_eq!(outcome.stderr.contains("could not post to localhost"), posted == 0, "{outcome:?}");
+        assert_eq!(outcome.stderr.contains("无法发送到 localhost"), posted == 0, "{outcome:?}");
     }
 }
 
 #[test]
-fn usage_errors_are_exit_2_and_post_nothing() {
-    let missing: PathBuf = scratch_dir().join("missing");
-    let missing = missing.to_str().expect("UTF-8").to_owned();
-    let sink = Stub::always(Reply::json(200, ""));
+fn usage_errors_are_exit_2_and_run_nothing() {
+    let mark = scratch_dir().join("ran");
+    let touch = format!("touch {}", mark.display());
     for args in [
-        vec![],
-        vec!["http://a", "http://b"],
-        vec!["-x", "http://a"],
-        vec![&missing],
-        vec!["http://"],
-        vec!["http://a/\"b"],
-        vec!["http://a/\nurl=http://b"],
+        &[][..],
+        &["-x", "file", "sh"],
+        &["file"],
+        &["http://a", "sh", "-c", &touch],
+        &["-a", "https://a/b", "sh", "-c", &touch],
     ] {
-        let outcome: Outcome = notify("", &args, &sink).go().expect(2);
+        let outcome = Run::bare()
+            .program(script("notify.sh"))
+            .args(args.iter().copied())
+            .env("PATH", path())
+            .go()
+            .expect(2);
         assert!(
             outcome.stderr.starts_with("notify.sh: ") && outcome.stderr.lines().count() == 1,
             "{outcome:?}"
         );
     }
-    assert_eq!(sink.requests(), 0);
+    assert!(!mark.exists());
 }
 
 #[test]
@@ -211,11 +315,9 @@ fn the_report_of_a_real_run_is_understood() {
     db.add_tokens("busy", 2);
     db.add_tokens("good", 3);
     let sink = Stub::always(Reply::json(200, ""));
-    let chain = format!(
-        "refresh_baoming_tokens --json --delay-ms 0 2>/dev/null | '{}' http://chat.example/{KEY}",
-        script("notify.sh").display()
-    );
-    let run = run_script("notify.sh", &db, &api).program("sh").args(["-c", &chain]).secret(KEY);
+    let file = webhook(&format!("http://chat.example/{KEY}"));
+    let args = ["-s", &file, "refresh_baoming_tokens", "--delay-ms", "0"];
+    let run = run_script("notify.sh", &db, &api).args(args).secret(KEY);
     // The stub of the API is on loopback, where the program takes plain HTTP; not by way of a proxy.
     let run = run.env("http_proxy", format!("http://{}", sink.address())).env("NO_PROXY", "127.0.0.1");
     assert_eq!(run.go().expect(3).log(), "");

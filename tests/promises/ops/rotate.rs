@@ -1,7 +1,7 @@
 //! A real logrotate on the log of a live scheduler.
 
-use super::schedules::Server;
-use super::support::{PATIENCE, Reply, Signal, Stub};
+use super::install::install_binary;
+use super::support::{PATIENCE, Reply, Signal, Stub, scratch_dir};
 use super::{checker, must_pass, run_script, world};
 use std::fs;
 use std::io::Read;
@@ -31,7 +31,8 @@ fn unpacked(file: &Path) -> String {
 fn no_line_of_a_live_scheduler_is_lost() {
     let Some(_) = checker("logrotate") else { return };
     let (db, _) = world();
-    let server = Server::new(&db);
+    let root = scratch_dir();
+    install_binary(&root).expect(0);
     db.add_tokens("good", TOKENS);
     // A rotation begins here and there in the run, which goes on meanwhile.
     let (due, rotations) = mpsc::channel();
@@ -42,11 +43,18 @@ fn no_line_of_a_live_scheduler_is_lost() {
         }
         Reply::valid().after(Duration::from_millis(1))
     });
-    let log = server.path("/var/log/refresh_baoming_tokens/refresh.log");
-    let config = server.root.join("logrotate.conf");
-    let shipped = fs::read_to_string(server.path("/etc/logrotate.d/refresh_baoming_tokens")).expect("file");
+    let log = root.join("var/log/refresh_baoming_tokens/refresh.log");
+    let config = root.join("logrotate.conf");
+    let shipped = fs::read_to_string(root.join("etc/logrotate.d/refresh_baoming_tokens")).expect("file");
     // A server's own defaults do not get in the way.
-    fs::write(&config, format!("create\ndateext\ncompress\n{}", server.here(&shipped))).expect("config");
+    fs::write(
+        &config,
+        format!(
+            "create\ndateext\ncompress\n{}",
+            shipped.replace("/var/", &format!("{}/var/", root.display()))
+        ),
+    )
+    .expect("config");
     fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).expect("mode");
 
     let scheduler = run_script("-", &db, &api)
@@ -57,7 +65,7 @@ fn no_line_of_a_live_scheduler_is_lost() {
     for _ in 0..ROTATIONS {
         rotations.recv_timeout(PATIENCE).expect("requests");
         let mut logrotate = checker("logrotate").expect("as above");
-        let state = server.root.join("logrotate.state");
+        let state = root.join("logrotate.state");
         must_pass(logrotate.arg("--force").arg("--state").arg(state).arg(&config));
     }
     scheduler.await_line("🎉 刷新完成");

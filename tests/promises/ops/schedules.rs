@@ -1,318 +1,315 @@
-//! The command lines of cron file and systemd unit, run as written on a tree that `install.sh` made;
-//! and what systemd itself says of the units.
+//! Cron and systemd on an installed machine, and what they do when something is amiss; and what
+//! systemd itself says of the units.
 
 use super::install::install_binary;
-use super::support::{
-    Live, PATIENCE, Reply, Request, Run, Seed, Stub, TestDb, await_true, scratch_dir, unique_token,
-};
-use super::{checker, must_pass, run_script, script, world};
-use rustix::process::{Signal, kill_process_group};
+use super::machine::{ETC, LOG, Machine};
+use super::support::{Reply, Run, Seed, Stub, TestDb, await_true, scratch_dir, unique_token};
+use super::{checker, must_pass, script, world};
 use std::fs;
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 const NAME: &str = "refresh_baoming_tokens";
-const KEY: &str = "5ecretKey";
-/// Instances of the unit, in the order of the lines of the cron file.
 const SCHEDULES: [&str; 3] = ["active", "all", "cleanup"];
 
-/// An installed tree, with its secrets filled in.
-pub struct Server {
-    pub root: PathBuf,
+/// The texts that the robot got so far.
+fn messages(chat: &Stub) -> Vec<String> {
+    let text = |body: &[u8]| {
+        let payload: serde_json::Value = serde_json::from_slice(body).expect("a JSON payload");
+        payload["text"].as_str().expect("a text").to_owned()
+    };
+    chat.recorded().iter().map(|request| text(&request.body)).collect()
 }
 
-impl Server {
-    pub fn new(db: &TestDb) -> Self {
-        let root = scratch_dir();
-        install_binary(&root).expect(0);
-        let server = Self { root };
-        fs::write(server.path("/etc/refresh_baoming_tokens/mongodb_uri"), &db.uri).expect("secret");
-        let webhook = format!("http://chat.example/{KEY}\n");
-        fs::write(server.path("/etc/refresh_baoming_tokens/webhook_url"), webhook).expect("secret");
-        server
-    }
+fn silent() -> Stub {
+    Stub::always(Reply::json(200, ""))
+}
 
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
-    }
-
-    fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-    }
-
-    fn log(&self) -> String {
-        self.read("/var/log/refresh_baoming_tokens/refresh.log")
-    }
-
-    pub fn metrics(&self) -> PathBuf {
-        self.path("/var/lib/refresh_baoming_tokens/refresh.prom")
-    }
-
-    /// A text of an installed file, with the paths that this tree has on the machine at hand.
-    pub fn here(&self, text: &str) -> String {
-        let root = self.root.to_str().expect("UTF-8");
-        ["/usr/local/", "/etc/refresh_baoming_tokens/", "/var/"]
-            .iter()
-            .fold(text.to_owned(), |text, path| text.replace(path, &format!("{root}{path}")))
-    }
-
-    /// A shell command in nothing but the given environment, this API and this chat robot.
-    fn run(&self, db: &TestDb, api: &Stub, chat: &Stub, shell_command: &str) -> Run {
-        let run = run_script("-", db, api).program("/bin/sh").args(["-c", &self.here(shell_command)]);
-        run.env_remove("MONGODB_URI")
-            .env_remove("TZ")
-            .secret(KEY)
-            .secret(&db.uri)
-            .env("http_proxy", format!("http://{}", chat.address()))
-            .env("NO_PROXY", "127.0.0.1")
-    }
-
-    /// What cron would run for the n-th schedule.
-    fn cron(&self, n: usize, db: &TestDb, api: &Stub, chat: &Stub) -> Run {
-        let file = self.read("/etc/cron.d/refresh_baoming_tokens");
-        let lines: Vec<&str> = file
-            .lines()
-            .filter_map(|line| line.strip_prefix('#')?.split_once("  root  "))
-            .map(|l| l.1)
-            .collect();
-        assert_eq!(lines.len(), SCHEDULES.len());
-        let variables =
-            file.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
-        variables
-            .fold(self.run(db, api, chat, lines[n]), |run, (name, value)| run.env(name, self.here(value)))
-    }
-
-    /// What systemd would run for the n-th schedule.
-    fn unit(&self, n: usize, db: &TestDb, api: &Stub, chat: &Stub) -> Run {
-        let run = self.run(db, api, chat, &self.unit_command("ExecStart=/bin/sh -c '"));
-        let run = run.env("CREDENTIALS_DIRECTORY", self.path("/etc/refresh_baoming_tokens"));
-        let settings = [format!("{}.conf", SCHEDULES[n]), "settings.conf".to_owned()]
-            .map(|file| self.read(&format!("/etc/refresh_baoming_tokens/{file}")));
-        let lines = settings.iter().flat_map(|file| file.lines()).filter(|line| !line.starts_with('#'));
-        lines.filter_map(|line| line.split_once('=')).fold(run, |run, (name, value)| run.env(name, value))
-    }
-
-    /// The shell command behind this start of a line of the unit.
-    pub fn unit_command(&self, start: &str) -> String {
-        let unit = self.read("/etc/systemd/system/refresh_baoming_tokens@.service").replace("\\\n", " ");
-        let command = unit.lines().find_map(|line| line.strip_prefix(start)?.strip_suffix('\''));
-        command.expect("a command").to_owned()
-    }
+/// Tokens used lately, not so lately and not for long; the last one gets no answer.
+fn three_ages(db: &TestDb) -> [mongodb::bson::oid::ObjectId; 3] {
+    [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)]
+        .map(|(label, days)| db.add(Seed::new(&unique_token(label)).last_used_days_ago(days)))
 }
 
 #[test]
-fn each_schedule_does_its_job_and_reports() {
-    for (n, schedule) in SCHEDULES.iter().enumerate() {
-        for by_cron in [true, false] {
-            let context = format!("{schedule}, by cron: {by_cron}");
-            let (db, api) = world();
-            let chat = Stub::always(Reply::json(200, ""));
-            let server = Server::new(&db);
-            let recent = db.add(Seed::new(&unique_token("recent")).last_used_days_ago(1.0));
-            let idle = db.add(Seed::new(&unique_token("idle")).last_used_days_ago(10.0));
-            let unused = db.add(Seed::new(&unique_token("busy")).last_used_days_ago(41.0));
-            let last_used = |id| {
-                db.token(id).and_then(|token| token.get_datetime("last_used").ok().copied()).expect("a date")
-            };
-            let before = [recent, idle].map(last_used);
-            let run =
-                if by_cron { server.cron(n, &db, &api, &chat) } else { server.unit(n, &db, &api, &chat) };
-            let outcome = run.go();
-            let is_active = *schedule == "active";
-            assert_eq!(outcome.code, Some(if is_active { 0 } else { 3 }), "{context}: {outcome:?}");
-            // systemd keeps the log that comes on stderr; cron would mail it.
-            assert_eq!((outcome.stdout.as_str(), outcome.stderr.is_empty()), ("", by_cron), "{context}");
-            assert!(server.log().contains("🎉 刷新完成"), "{context}");
-            assert!(
-                fs::read_to_string(server.metrics()).expect("metrics").contains("_exit_code"),
-                "{context}"
-            );
+fn each_schedule_does_its_job_and_is_judged_by_itself() {
+    let (db, api) = world();
+    let chat = silent();
+    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
+    let ids = three_ages(&db);
+    let last_used = |id| db.token(id).map(|token| token.get_datetime("last_used").copied().expect("a date"));
+    for (schedule, code, refreshed, posted) in [
+        ("active", 0, 1, None),
+        ("all", 3, 2, Some("[all] ⚠️ 退出码 3: 部分 Token 失败，已保留\n总计 3, 成功 2, 失败 1\n原因: ")),
+        ("cleanup", 3, 2, Some("清理 1\n")),
+    ] {
+        let before = (ids.map(last_used), messages(&chat).len());
+        let outcome = machine.sh(&format!("baoming run {schedule}")).go().expect(code);
+        assert_eq!(outcome.log(), "", "{schedule}: cron would mail it");
+        let moved =
+            ids.iter().zip(before.0).filter(|&(&id, date)| last_used(id).is_some_and(|now| Some(now) > date));
+        assert_eq!(moved.count(), refreshed, "{schedule}");
+        let new = messages(&chat).split_off(before.1);
+        assert_eq!(new.len(), usize::from(posted.is_some()), "{schedule}: {new:?}");
+        assert!(new.iter().all(|text| text.contains(posted.unwrap_or_default())), "{schedule}: {new:?}");
+        assert!(machine.read(LOG).contains("🎉 刷新完成"), "{schedule}");
+    }
+    assert!(db.token(ids[2]).is_none());
+    db.assert_none_lost();
 
-            assert_ne!(last_used(recent), before[0], "{context}");
-            assert_eq!(last_used(idle) != before[1], !is_active, "{context}");
-            assert_eq!(db.token(unused).is_none(), *schedule == "cleanup", "{context}");
-            db.assert_none_lost();
-            let posted: Vec<String> = chat
-                .recorded()
-                .iter()
-                .map(|request: &std::sync::Arc<Request>| String::from_utf8_lossy(&request.body).into_owned())
-                .collect();
-            let expected = match *schedule {
-                "active" => None,
-                "all" => Some("失败 1"),
-                _ => Some("清理 1"),
-            };
-            assert_eq!(posted.len(), usize::from(expected.is_some()), "{context}: {posted:?}");
+    // One fails for good: the others' success doesn't hide it, and it doesn't hide theirs.
+    db.tokens().delete_many(mongodb::bson::doc! {}).run().expect("removal");
+    machine.must("baoming run active; baoming run cleanup");
+    machine.write("/etc/refresh_baoming_tokens/settings.conf", "TZ=Asia/Shanghai\n");
+    machine.write("/etc/refresh_baoming_tokens/mongodb_uri", "mongodb://127.0.0.1:1/\n");
+    machine.sh("baoming run all").go().expect(1);
+    let status =
+        machine.sh("setpriv --reuid=65534 --regid=65534 --clear-groups baoming status").go().expect(2);
+    for line in ["OK 正常: active ", "CRITICAL 严重: all 失败: 退出码 1 ", "OK 正常: cleanup "] {
+        assert_eq!(status.stdout.matches(line).count(), 1, "{line}: {status:?}");
+    }
+    // A collector reads all three at once, by the links that the README makes.
+    machine.must("mkdir -p /var/lib/prometheus/node-exporter; ln -sf /var/lib/refresh_baoming_tokens/*.prom /var/lib/prometheus/node-exporter/");
+    if let Some(mut promtool) = checker("promtool") {
+        for schedule in SCHEDULES {
+            let file =
+                fs::File::open(machine.path(&format!("/var/lib/prometheus/node-exporter/{schedule}.prom")));
+            must_pass(promtool.args(["check", "metrics"]).stdin(file.expect("metrics")));
+            promtool = checker("promtool").expect("as above");
+        }
+    }
+    if checker("prometheus-node-exporter").is_some() {
+        let port = super::support::free_port();
+        let collector = machine.sh(&format!(
+            "exec prometheus-node-exporter --collector.disable-defaults --collector.textfile \
+             --collector.textfile.directory=/var/lib/prometheus/node-exporter --web.listen-address=127.0.0.1:{port}"
+        ));
+        let _collector = collector.start();
+        let page = || {
+            Run::bare()
+                .program("curl")
+                .env("PATH", super::path())
+                .args(["-s", &format!("http://127.0.0.1:{port}/metrics")])
+                .go()
+        };
+        await_true("the collector answers", || page().code == Some(0));
+        let page = page().stdout;
+        assert!(page.contains("node_textfile_scrape_error 0"), "{page}");
+        for schedule in SCHEDULES {
             assert!(
-                posted.iter().all(|text| text.contains(expected.unwrap_or_default())),
-                "{context}: {posted:?}"
+                page.contains(&format!("baoming_refresh_exit_code{{schedule=\"{schedule}\"}} ")),
+                "{page}"
             );
         }
     }
 }
 
-/// How many processes wait for the lock on a folder.
-fn waiting(dir: &Path) -> usize {
-    let inode = format!(":{} ", fs::metadata(dir).expect("folder").st_ino());
-    let locks = fs::read_to_string("/proc/locks").expect("locks");
-    locks.lines().filter(|line| line.contains("-> FLOCK") && line.contains(&inode)).count()
+#[test]
+fn what_keeps_a_schedule_from_running_is_posted_with_its_cause() {
+    let (db, api) = world();
+    db.add_token("good");
+    let chat = silent();
+    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
+    for (spoil, code, texts) in [
+        ("echo OPTIONS=--crad >$ETC/all.conf", 2, ["[all] ❌ 退出码 2", "--crad"]),
+        ("rm $ETC/all.conf", 2, ["[all] ❌ 退出码 2", "all.conf"]),
+        ("chmod 644 $ETC/mongodb_uri", 2, ["[all] ❌ 退出码 2", "MONGODB_URI_FILE"]),
+        ("echo nonsense >>$ETC/settings.conf", 2, ["[all] ❌ 退出码 2", "settings.conf"]),
+        ("echo MONGODB_URI=mongodb://x >>$ETC/settings.conf", 2, ["[all] ❌ 退出码 2", "任何人可读"]),
+        ("rm /usr/local/bin/refresh_baoming_tokens", 127, ["[all] ❌ 退出码 127", "not found"]),
+        (
+            "printf 'kill -9 $$' >/usr/local/bin/refresh_baoming_tokens",
+            137,
+            ["[all] ❌ 退出码 137", "被信号 9 杀死"],
+        ),
+        (
+            "rm -r /var/lib/refresh_baoming_tokens",
+            2,
+            ["[all] ❌ 退出码 2", "/var/lib/refresh_baoming_tokens"],
+        ),
+    ] {
+        let count = messages(&chat).len();
+        machine.must(
+            "cp -a /etc/refresh_baoming_tokens /root/etc; cp /usr/local/bin/refresh_baoming_tokens /root/bin",
+        );
+        machine.must(&spoil.replace("$ETC", ETC));
+        machine.sh("baoming run all").go().expect(code);
+        let new = messages(&chat).split_off(count);
+        assert!(new.len() == 1 && texts.iter().all(|text| new[0].contains(text)), "{spoil}: {new:?}");
+        machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}; mkdir -p /var/lib/refresh_baoming_tokens"));
+        machine.must("mv /root/bin /usr/local/bin/refresh_baoming_tokens");
+    }
+    machine.must("baoming run all");
 }
 
 #[test]
 fn no_two_schedules_overlap() {
     let (db, _) = world();
-    let server = Server::new(&db);
     db.add_token("good");
-    let chat = Stub::always(Reply::json(200, ""));
-    let state = server.path("/var/lib/refresh_baoming_tokens");
-    let lock = state.clone();
-    // The first run is not answered before all others wait for it.
-    let api = Stub::start(move |request| {
-        if request.number == 1 {
-            await_true("five runs wait for the first", || waiting(&lock) == 5);
-        }
-        Reply::valid()
-    });
-    let by_cron = (0..3).map(|n| server.cron(n, &db, &api, &chat).start());
-    let by_systemd = (0..3).map(|n| server.unit(n, &db, &api, &chat).start());
-    let runs: Vec<Live> = by_cron.chain(by_systemd).collect();
+    let api = Stub::start(|_| Reply::valid().after(Duration::from_millis(300)));
+    let chat = silent();
+    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
+    let runs: Vec<_> =
+        (0..4).map(|n| machine.sh(&format!("baoming run {}", SCHEDULES[n % 3])).start()).collect();
     for run in runs {
         run.wait().expect(0);
     }
-    let log = server.log();
+    let log = machine.read(LOG);
     let marks: Vec<char> = log.chars().filter(|c| "🚀🎉".contains(*c)).collect();
-    assert_eq!(marks, ['🚀', '🎉'].repeat(6), "{log}");
+    assert_eq!(marks, ['🚀', '🎉'].repeat(4), "{log}");
 }
 
 #[test]
-fn a_stop_by_systemd_ends_the_run_and_is_reported() {
-    let (db, _) = world();
-    let server = Server::new(&db);
-    db.add_tokens("good", 2);
-    let chat = Stub::always(Reply::json(200, ""));
-    let (stopped, gate) = std::sync::mpsc::channel();
-    let gate = std::sync::Mutex::new(gate);
-    let api = Stub::start(move |_| {
-        gate.lock().expect("lock").recv_timeout(PATIENCE).expect("the signal");
-        Reply::valid()
-    });
-    let run = server.unit(1, &db, &api, &chat).start();
-    api.await_request(1);
-    // One that still waits for its turn has nothing to report.
-    let queued = server.unit(2, &db, &api, &chat).start();
-    let state = server.path("/var/lib/refresh_baoming_tokens");
-    await_true("the second run waits for the first", || waiting(&state) == 1);
-    kill_process_group(queued.pid(), Signal::TERM).expect("signal");
-    queued.wait().expect(143);
-    assert_eq!(chat.requests(), 0);
-    // To all processes of the unit.
-    kill_process_group(run.pid(), Signal::TERM).expect("signal");
-    stopped.send(()).expect("a waiting stub");
-    let outcome = run.wait().expect(143);
-    assert!(outcome.stderr.contains("⏹️ 刷新提前结束"), "{outcome:?}");
-    let message = String::from_utf8_lossy(&chat.await_request(1).body).into_owned();
-    assert!(message.contains("被信号中止") && message.contains("未处理 1"), "{message}");
-    db.assert_none_lost();
-}
-
-#[test]
-fn node_exporter_gets_a_readable_copy_of_the_metrics() {
+fn a_real_cron_runs_the_lines_and_nothing_after_the_uninstall() {
+    let Some(_) = checker("cron") else { return };
     let (db, api) = world();
-    let server = Server::new(&db);
-    let chat = Stub::always(Reply::json(200, ""));
-    server.unit(0, &db, &api, &chat).go().expect(0);
-    let copy = server.unit_command("ExecStopPost=-+/bin/sh -c '");
-    let folder = server.path("/var/lib/prometheus/node-exporter");
-    // Where there is no node_exporter, nothing happens.
-    assert_eq!(server.run(&db, &api, &chat, &copy).go().expect(0).log(), "");
-    assert!(!folder.exists());
-    fs::create_dir_all(&folder).expect("folder");
-    for _ in 0..2 {
-        server.run(&db, &api, &chat, &copy).go().expect(0);
-        let entries: Vec<_> =
-            fs::read_dir(&folder).expect("folder").map(|e| e.expect("entry").path()).collect();
-        assert_eq!(entries, [folder.join("refresh_baoming_tokens.prom")]);
-        assert_eq!(fs::read(&entries[0]).ok(), fs::read(server.metrics()).ok());
-        assert_eq!(fs::metadata(&entries[0]).expect("mode").permissions().mode() & 0o777, 0o644);
+    db.add_tokens("good", 2);
+    let chat = silent();
+    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
+    // Switched on and edited: every minute, and one that cannot run.
+    let shipped = machine.read("/etc/cron.d/refresh_baoming_tokens");
+    let lines: Vec<&str> =
+        shipped.lines().filter(|line| line.starts_with('#') && line.contains("  root  ")).collect();
+    assert_eq!(lines.len(), SCHEDULES.len());
+    let edited = shipped.replace("#0 2   * * *", "* * * * *").replace("#0 */6 * * *", "* * * * *");
+    machine.write("/etc/cron.d/refresh_baoming_tokens", &edited);
+    machine.write("/etc/refresh_baoming_tokens/active.conf", "OPTIONS=--crad\n");
+    // None of the host's own jobs.
+    machine.must("rm -f /etc/crontab /var/run/crond.pid; find /etc/cron.d -type f ! -name refresh_baoming_tokens -delete");
+    let cron = machine.sh("exec cron -f").limit(Duration::from_secs(400)).start();
+    let began = Instant::now();
+    while !(machine.read(LOG).contains("🎉 刷新完成") && chat.requests() > 0) {
+        assert!(began.elapsed() < Duration::from_secs(150), "cron ran nothing: {:?}", machine.read(LOG));
+        thread::sleep(Duration::from_millis(200));
     }
+    let told = messages(&chat);
+    assert!(told[0].contains("[active] ❌ 退出码 2") && told[0].contains("--crad"), "{told:?}");
+    assert!(told.iter().all(|text| !text.contains("[all]")), "{told:?}");
+
+    let said = machine.must("/root/src/scripts/install.sh --uninstall");
+    assert!(said.stdout.contains("已停用 switched off /etc/cron.d/refresh_baoming_tokens"), "{said:?}");
+    assert!(machine.read("/etc/refresh_baoming_tokens/kept/refresh_baoming_tokens") == edited);
+    thread::sleep(Duration::from_secs(2));
+    let state = || (machine.read(LOG), chat.requests(), api.requests());
+    let before = state();
+    thread::sleep(Duration::from_secs(122));
+    assert_eq!(state(), before, "something still fires");
+    cron.signal(super::support::Signal::TERM);
+}
+
+#[test]
+fn a_booted_systemd_runs_the_units_and_tells_what_never_started() {
+    let (db, api) = world();
+    three_ages(&db);
+    let chat = silent();
+    let Some(mut machine) = Machine::new() else { return };
+    machine.answers(&db, &api, &chat);
+    if !machine.boot() {
+        return;
+    }
+    machine.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
+    for file in ["mongodb_uri", "webhook_url", "settings.conf"] {
+        machine.must(&format!("sudoedit {ETC}/{file}"));
+    }
+    machine
+        .must(&format!("systemctl enable --now {NAME}@active.timer {NAME}@all.timer {NAME}@cleanup.timer"));
+    let timers = machine.must("systemctl list-timers --no-pager").stdout;
+    assert_eq!(timers.matches(".timer").count(), timers.matches(".service").count(), "{timers}");
+    for (spoil, schedule, texts) in [
+        ("true", "active", None),
+        ("true", "all", Some(["[all] ⚠️ 退出码 3", "失败 1"])),
+        ("echo OPTIONS=--crad >$ETC/all.conf", "all", Some(["[all] ❌ 退出码 2", "--crad"])),
+        ("rm $ETC/mongodb_uri", "cleanup", Some(["[cleanup] ❌ 退出码 126", "exit-code 243"])),
+        ("rm $ETC/settings.conf", "active", Some(["[active] ❌ 退出码 2", "settings.conf"])),
+    ] {
+        let count = messages(&chat).len();
+        machine.must("cp -a /etc/refresh_baoming_tokens /root/etc");
+        machine.must(&spoil.replace("$ETC", ETC));
+        let started = machine.sh(&format!("systemctl start {NAME}@{schedule}")).go();
+        assert_eq!(started.code == Some(0), texts.is_none(), "{spoil}: {started:?}");
+        // Whatever OnFailure= started has ended.
+        await_true("the failure is told", || {
+            let state = machine.sh(&format!("systemctl is-active {NAME}-failed@{schedule}")).go().stdout;
+            state == "inactive\n" && (texts.is_none() || messages(&chat).len() > count)
+        });
+        let new = messages(&chat).split_off(count);
+        assert_eq!(new.len(), usize::from(texts.is_some()), "{spoil}: one fault is one message: {new:?}");
+        assert!(texts.iter().flatten().all(|text| new[0].contains(text)), "{spoil}: {new:?}");
+        machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}"));
+    }
+    // Any user can read how it went; the log stays private.
+    machine.sh("setpriv --reuid=65534 --regid=65534 --clear-groups baoming status").go().expect(1);
+    machine.must(&format!("test $(stat -c %U:%a {LOG}) = {NAME}:600"));
+    let journal = machine.must(&format!("journalctl -u {NAME}@all --no-pager -o cat")).stdout;
+    assert!(journal.contains("🎉 刷新完成"), "{journal}");
+
+    // Also a timer that was edited goes.
+    machine.must(&format!(
+        "sed -i s/02:00/02:30/ /etc/systemd/system/{NAME}@all.timer; systemctl daemon-reload"
+    ));
+    machine.must("/root/src/scripts/install.sh --uninstall");
+    let left = machine
+        .must(&format!("systemctl list-units --all --no-pager '{NAME}*'; find /etc/systemd -name '{NAME}*'"));
+    assert!(!left.stdout.contains(&format!("{NAME}@")), "{left:?}");
+    assert!(machine.read(&format!("{ETC}/kept/{NAME}@all.timer")).contains("02:30"));
 }
 
 fn unit_files() -> Vec<PathBuf> {
-    let files = fs::read_dir(script("systemd")).expect("folder").map(|entry| entry.expect("entry").path());
+    let root = scratch_dir();
+    install_binary(&root).expect(0);
+    let files = fs::read_dir(root.join("etc/systemd/system"))
+        .expect("folder")
+        .map(|entry| entry.expect("entry").path());
     files.filter(|file| file.extension().is_some_and(|e| e == "service" || e == "timer")).collect()
 }
 
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
     let Some(mut verify) = checker("systemd-analyze") else { return };
-    assert_eq!(must_pass(verify.arg("verify").args(unit_files())), "");
-    // It would say so: the same with a misspelt setting, and with a program that is not there.
-    let unit = fs::read_to_string(script("systemd/refresh_baoming_tokens@.service")).expect("unit");
-    for (good, bad) in [("LimitCORE=", "LimitCORES="), ("/bin/sh -c", "/bin/missing -c")] {
-        let file = scratch_dir().join("refresh_baoming_tokens@.service");
-        fs::write(&file, unit.replacen(good, bad, 1)).expect("unit");
-        let output = checker("systemd-analyze").expect("as above").arg("verify").arg(file).output();
-        assert!(!output.expect("verdict").stderr.is_empty(), "{bad} is not noticed");
+    let files = unit_files();
+    for file in &files {
+        let unit = fs::read_to_string(file).expect("unit");
+        let here = script("baoming").to_str().expect("UTF-8").to_owned();
+        fs::write(file, unit.replace("/usr/local/bin/baoming", &here)).expect("unit");
     }
+    assert_eq!(must_pass(verify.arg("verify").args(files)), "");
+    // It would say so: the same with a misspelt setting.
+    let unit = fs::read_to_string(script("systemd/refresh_baoming_tokens@.service")).expect("unit");
+    let file = scratch_dir().join("refresh_baoming_tokens@.service");
+    fs::write(&file, unit.replacen("LimitCORE=", "LimitCORES=", 1)).expect("unit");
+    let output =
+        checker("systemd-analyze").expect("as above").arg("verify").arg(file).output().expect("verdict");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("LimitCORES"), "not noticed");
     let mut security = checker("systemd-analyze").expect("as above");
     let service = script("systemd/refresh_baoming_tokens@.service");
     must_pass(security.args(["security", "--offline=true", "--threshold=20"]).arg(service));
 }
 
 #[test]
-fn timers_and_cron_lines_mean_the_same_times() {
+fn timers_follow_the_zone_of_the_settings_and_cron_lines_mean_the_same_times() {
     let cron = fs::read_to_string(script("cron/refresh_baoming_tokens")).expect("cron file");
-    for (schedule, cron_times, first, second) in [
-        ("active", "0 */6 * * *", "Thu 2026-02-12 18:00:00", "Fri 2026-02-13 00:00:00"),
-        ("all", "0 2 * * *", "Fri 2026-02-13 02:00:00", "Sat 2026-02-14 02:00:00"),
-        ("cleanup", "0 3 * * 0", "Sun 2026-02-15 03:00:00", "Sun 2026-02-22 03:00:00"),
+    let units = unit_files();
+    for (schedule, cron_times, first) in [
+        ("active", "#0 */6 * * *", "2026-02-12 16:00:00 UTC"),
+        ("all", "#0 2 * * *", "2026-02-12 18:00:00 UTC"),
+        ("cleanup", "#0 3 * * 0", "2026-02-14 19:00:00 UTC"),
     ] {
-        let schedule_of = |line: &str| {
-            line.strip_prefix('#')?
-                .split_once("root")?
-                .0
-                .split_whitespace()
-                .map(str::to_owned)
-                .reduce(|a, b| a + " " + &b)
-        };
-        assert!(cron.lines().any(|line| schedule_of(line).as_deref() == Some(cron_times)), "{cron_times}");
-        let Some(mut calendar) = checker("systemd-analyze") else { continue };
-        let timer = fs::read_to_string(script(&format!("systemd/{NAME}@{schedule}.timer"))).expect("timer");
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+        let line = format!("{cron_times} root baoming run {schedule}");
+        assert!(cron.lines().any(|l| words(l) == line), "{line}");
+        let timer =
+            units.iter().find(|file| file.ends_with(format!("{NAME}@{schedule}.timer"))).expect("timer");
+        let timer = fs::read_to_string(timer).expect("timer");
         let expression = timer.lines().find_map(|line| line.strip_prefix("OnCalendar=")).expect("OnCalendar");
-        calendar.args(["calendar", "--iterations=2", "--base-time=2026-02-12 13:00:00", expression]);
-        let said = must_pass(calendar.env("TZ", "UTC"));
-        for time in [first, second] {
-            assert!(said.contains(time), "{schedule}: no {time} in\n{said}");
-        }
+        assert!(expression.ends_with(" Asia/Shanghai"), "{expression}");
         assert!(
             timer.contains("\nPersistent=true\n") && timer.contains("\nRandomizedDelaySec="),
             "{schedule}"
         );
-    }
-}
-
-#[test]
-fn what_units_cron_file_and_readme_name_is_installed() {
-    let root = scratch_dir();
-    install_binary(&root).expect(0);
-    let others = [script("cron/refresh_baoming_tokens"), script("../README.md")];
-    let files = unit_files().into_iter().chain(others);
-    let texts: String = files.map(|file| fs::read_to_string(file).expect("file")).collect();
-    let is_end = |c: char| c.is_whitespace() || "'\"`:,;)".contains(c);
-    let mut paths: Vec<&str> = texts
-        .split(is_end)
-        .flat_map(|word| word.split('='))
-        .filter(|word| word.starts_with("/usr/local/") || word.starts_with("/etc/refresh_baoming_tokens/"))
-        .filter(|word| *word != "/usr/local/bin" && !word.contains("INSTANCE"))
-        .collect();
-    paths.sort_unstable();
-    paths.dedup();
-    assert!(paths.len() > 5, "{paths:?}");
-    for path in paths {
-        for schedule in SCHEDULES {
-            let path = path.replace("%i", schedule);
-            assert!(root.join(path.trim_start_matches('/')).exists(), "{path}");
-        }
+        let Some(mut calendar) = checker("systemd-analyze") else { continue };
+        calendar.args(["calendar", "--base-time=2026-02-12 13:00:00 UTC", expression]);
+        let said = must_pass(calendar.env("TZ", "UTC"));
+        assert!(said.contains(first), "{schedule}: no {first} in\n{said}");
     }
 }

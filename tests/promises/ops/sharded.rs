@@ -30,13 +30,14 @@ fn it_looks_like_one_run() {
     db.add_tokens("busy", 5);
     db.add_tokens("invalid", 3);
     let tmp = scratch_dir();
-    let outcome = sharded(&db, &api, &tmp, &["4"]).go().expect(3);
+    let metrics = scratch_dir().join("refresh.prom");
+    let to_metrics = format!("--metrics-file={}", metrics.display());
+    let outcome = sharded(&db, &api, &tmp, &["4", &to_metrics]).go().expect(3);
     for (name, count) in [("总计", 28), ("成功", 20), ("失败", 5), ("删除", 3)] {
         // The last block is that of all.
         let line = outcome.stdout.lines().rfind(|line| line.contains(name)).expect(name);
         assert!(line.ends_with(&format!("{name}: {count} 个")), "{line}");
     }
-    assert_eq!(api.requests(), 28);
     assert_eq!(outcome.stderr, "");
     for k in 1..=4 {
         assert!(outcome.stdout.contains(&format!("[INFO] ({k}/4) 🎉 刷新完成\n")), "{}", outcome.stdout);
@@ -45,13 +46,42 @@ fn it_looks_like_one_run() {
     assert_empty(&tmp);
     db.assert_none_lost();
 
-    // What watches a single run's log understands this one.
-    let log = tmp.join("refresh.log");
-    fs::write(&log, &outcome.stdout).expect("log");
-    let monitor = run_script("monitor_refresh.sh", &db, &api).arg(&log).go().expect(1);
+    // What watches a single run's metrics understands these.
+    let text = fs::read_to_string(&metrics).expect("metrics");
+    assert!(text.contains("{result=\"failed\",schedule=\"refresh\"} 5\n"), "{text}");
+    let monitor = run_script("monitor_refresh.sh", &db, &api).arg(&metrics).go().expect(1);
+    assert!(monitor.stdout.contains("成功 20, 失败 5, 删除 3"), "{monitor:?}");
+    // Of the same form as the program's own, and the last success stays.
+    fs::write(
+        &metrics,
+        text.replace(
+            "_success_timestamp_seconds{schedule=\"refresh\"} 0",
+            "_success_timestamp_seconds{schedule=\"refresh\"} 77",
+        ),
+    )
+    .expect("metrics");
+    sharded(&db, &api, &tmp, &["2", &to_metrics]).go().expect(3);
+    let single = metrics.with_file_name("single.prom");
+    run_script("-", &db, &api)
+        .program(super::support::binary())
+        .args(["--delay-ms", "0", "--metrics-file"])
+        .arg(&single)
+        .go()
+        .expect(3);
+    let shape = |file: &Path| {
+        let text = fs::read_to_string(file).expect("metrics").replace("single", "refresh");
+        text.lines()
+            .map(|line| {
+                if line.starts_with('#') { line } else { line.rsplit_once(' ').expect("a sample").0 }
+                    .to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shape(&metrics), shape(&single));
     assert!(
-        monitor.stdout.starts_with("WARNING: 28 tokens, 20 refreshed, 5 failed, 3 deleted"),
-        "{monitor:?}"
+        fs::read_to_string(&metrics)
+            .expect("metrics")
+            .contains("_success_timestamp_seconds{schedule=\"refresh\"} 77\n")
     );
 }
 
@@ -119,16 +149,15 @@ fn usage_errors_are_said_once() {
     let (db, api) = world();
     let tmp = scratch_dir();
     for (args, line) in [
-        (&["0"][..], "refresh_sharded.sh: expects a number of processes"),
-        (&["x"], "refresh_sharded.sh: expects a number of processes"),
-        (&["1000"], "refresh_sharded.sh: expects a number of processes"),
-        (&["2", "--shard", "1/2"], "refresh_sharded.sh: --shard does not go with"),
-        (&["2", "--scheduler"], "refresh_sharded.sh: --scheduler does not go with"),
-        (&["2", "--log-file=x"], "refresh_sharded.sh: --log-file does not go with"),
-        (&["2", "--metrics-file", "x"], "refresh_sharded.sh: --metrics-file does not go with"),
-        (&["2", "--json", "--json"], "refresh_sharded.sh: --json was given more than once"),
-        (&["2", "--dry-runn"], "refresh_baoming_tokens: unknown flag --dry-runn"),
-        (&["2", "--self-test"], "refresh_baoming_tokens: --shard does not go with --self-test"),
+        (&["0"][..], "refresh_sharded.sh: 需要进程数"),
+        (&["x"], "refresh_sharded.sh: 需要进程数"),
+        (&["1000"], "refresh_sharded.sh: 需要进程数"),
+        (&["2", "--shard", "1/2"], "refresh_sharded.sh: --shard 不能用于多个进程"),
+        (&["2", "--scheduler"], "refresh_sharded.sh: --scheduler 不能用于多个进程"),
+        (&["2", "--log-file=x"], "refresh_sharded.sh: --log-file 不能用于多个进程"),
+        (&["2", "--json", "--json"], "refresh_sharded.sh: --json 重复"),
+        (&["2", "--dry-runn"], "refresh_baoming_tokens: "),
+        (&["2", "--self-test"], "refresh_baoming_tokens: "),
         (&["2", "--version"], "refresh_baoming_tokens: "),
     ] {
         let outcome = sharded(&db, &api, &tmp, args).go().expect(2);

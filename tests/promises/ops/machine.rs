@@ -1,0 +1,153 @@
+//! A whole machine of a test's own: this one's files beneath, and what is written on top of them in
+//! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
+
+use super::path;
+use super::support::{Live, Outcome, PATIENCE, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+pub const ETC: &str = "/etc/refresh_baoming_tokens";
+pub const LOG: &str = "/var/log/refresh_baoming_tokens/refresh.log";
+const KEY: &str = "5ecretKey";
+
+pub struct Machine {
+    /// Holds the mounts; they go with it.
+    holder: Child,
+    /// The machine's root as its holder sees it.
+    mount: PathBuf,
+    /// The container's first process, once it was booted.
+    booted: Option<(Live, String)>,
+}
+
+const MOUNT: &str = r#"
+    set -e
+    mkdir "$1/up" "$1/work" "$1/root"
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/root"
+    mount --rbind /proc "$1/root/proc"
+    mount --rbind /dev "$1/root/dev"
+    rm -rf "$1/root/etc/machine-id" "$1/root/etc/cron.d/refresh_baoming_tokens"
+    : >"$1/root/etc/machine-id"
+    echo ready
+    exec sleep 100000"#;
+
+impl Machine {
+    /// `None`, said on the terminal, where such mounts are not permitted; in continuous integration
+    /// they must be.
+    pub fn new() -> Option<Self> {
+        let dir = scratch_dir();
+        let mut holder = command("unshare");
+        holder.args(["--mount", "sh", "-c", MOUNT, "sh"]).arg(&dir).env("PATH", path());
+        let mut holder = holder.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("unshare");
+        let mut said = String::new();
+        BufReader::new(holder.stdout.take().expect("stdout")).read_line(&mut said).expect("holder");
+        if said != "ready\n" {
+            assert!(std::env::var_os("CI").is_none(), "no mounts of its own");
+            let _ = writeln!(io::stderr(), "SKIPPED: a machine of its own, which needs root");
+            let _ = holder.wait();
+            return None;
+        }
+        let machine = Self { holder, mount: dir.join("root"), booted: None };
+        // A source tree with the static file built, and the tools of a person at a server.
+        machine.must("mkdir -p /root/src/target/static /root/answers");
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+        let copied = command("cp").arg("-r").args([&scripts, &machine.path("/root/src/")]).status();
+        assert!(copied.expect("cp").success());
+        fs::copy(binary(), machine.path("/root/src/target/static/refresh_baoming_tokens")).expect("binary");
+        machine.write("/usr/local/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
+        machine.write("/usr/local/bin/sudoedit", "#!/bin/sh\ncat \"/root/answers/${1##*/}\" >\"$1\"\n");
+        machine.must("chmod 755 /usr/local/bin/sudo /usr/local/bin/sudoedit");
+        Some(machine)
+    }
+
+    /// Installed as the README says, on this database, API and chat robot.
+    pub fn installed(db: &TestDb, api: &Stub, chat: &Stub) -> Option<Self> {
+        let machine = Self::new()?;
+        machine.answers(db, api, chat);
+        machine.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
+        for file in ["mongodb_uri", "webhook_url", "settings.conf"] {
+            machine.must(&format!("sudoedit {ETC}/{file}"));
+        }
+        Some(machine)
+    }
+
+    /// What its operator enters into each file.
+    pub fn answers(&self, db: &TestDb, api: &Stub, chat: &Stub) {
+        self.write("/root/answers/mongodb_uri", &db.uri);
+        self.write("/root/answers/webhook_url", &format!("http://{}/{KEY}\n", chat.address()));
+        let settings = format!("# 设置\nTZ=\"Asia/Shanghai\"\nMONGODB_DB_NAME={}\n", db.name);
+        self.write("/root/answers/settings.conf", &format!("{settings}BAOMING_API_BASE={}\n", api.base()));
+    }
+
+    /// A file of the machine, as this process reaches it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        let root = format!("/proc/{}/root{}", self.holder.id(), self.mount.display());
+        Path::new(&root).join(path.trim_start_matches('/'))
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap_or_default()
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        fs::write(self.path(path), text).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// A shell command as root's, in nothing but an administrator's search path.
+    pub fn sh(&self, shell_command: &str) -> Run {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path).secret(KEY);
+        let run = match &self.booted {
+            Some((_, first)) => run.args(["-t", first, "-m", "-p", "-u", "-i", "-r", "-w"]),
+            None => {
+                run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg("chroot").arg(&self.mount)
+            }
+        };
+        run.args(["/bin/sh", "-c", shell_command])
+    }
+
+    #[track_caller]
+    pub fn must(&self, shell_command: &str) -> Outcome {
+        self.sh(shell_command).go().expect(0)
+    }
+
+    /// Boots its systemd in a container; `false`, said on the terminal, where that cannot be had.
+    pub fn boot(&mut self) -> bool {
+        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
+        let run = run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
+        // It mounts its own of these.
+        let boot = r#"umount -l "$0/proc" "$0/dev"
+            exec systemd-nspawn -q --register=no --keep-unit --boot -D "$0" systemd.unit=multi-user.target"#;
+        let container = run.args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 5).start();
+        let mut first = String::new();
+        for _ in 0..600 {
+            // nsenter became nspawn; its child is the container's first process once that runs systemd.
+            let children =
+                command("pgrep").args(["-x", "systemd", "-P", &container.pid().to_string()]).output();
+            String::from_utf8_lossy(&children.expect("pgrep").stdout).trim().clone_into(&mut first);
+            if !first.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        if first.is_empty() {
+            let _ = writeln!(io::stderr(), "SKIPPED: a booted container, which cannot be had here");
+            return false;
+        }
+        self.booted = Some((container, first));
+        await_true("systemd is up", || {
+            let state = self.sh("systemctl is-system-running").go().stdout;
+            ["running\n", "degraded\n"].contains(&state.as_str())
+        });
+        true
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.booted = None; // killed
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
