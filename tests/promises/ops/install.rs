@@ -142,7 +142,9 @@ fn an_upgrade_from_0_1_keeps_what_was_switched_on_and_takes_the_metrics_without_
         "var/lib/prometheus/node-exporter/refresh_baoming_tokens.prom",
     ];
     fs::create_dir_all(root.join("var/lib/prometheus/node-exporter")).expect("folder");
-    left.iter().for_each(|file| fs::write(root.join(file), "").expect("metrics"));
+    for file in &left {
+        fs::write(root.join(file), "").expect("metrics");
+    }
     let said = install_binary(&root).expect(0).stdout;
     assert!(said.contains("(upgraded from 0.1.0 to "), "{said}");
     assert!(left.iter().all(|file| said.contains(file) && !root.join(file).exists()), "{said}");

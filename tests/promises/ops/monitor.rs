@@ -49,10 +49,11 @@ fn monitor(userland: &Userland, args: &[&str]) -> Outcome {
 /// A metrics file of a run that ended some hours ago.
 fn metrics(exit_code: i32, counts: &[(&str, u32)], hours_ago: f64) -> String {
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
-    let counts: String = counts
+    let counts: Vec<String> = counts
         .iter()
         .map(|(result, n)| format!("baoming_refresh_tokens{{result=\"{result}\",schedule=\"all\"}} {n}\n"))
         .collect();
+    let counts = counts.concat();
     format!(
         "# HELP baoming_refresh_tokens Tokens.\n{counts}\
          baoming_refresh_last_completion_timestamp_seconds{{schedule=\"all\"}} {:.0}\n\

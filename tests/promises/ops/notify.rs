@@ -166,7 +166,7 @@ fn a_command_that_said_nothing_was_killed_or_is_not_there_is_told_with_its_last_
     assert!(text.contains("被信号 9 杀死"), "{text}");
 
     // A signal reaches the command once, and its end is told.
-    let stoppable = r#"trap 'echo stopped >&2; kill $!; exit 143' TERM; sleep 60 & echo ready >&2; wait"#;
+    let stoppable = r"trap 'echo stopped >&2; kill $!; exit 143' TERM; sleep 60 & echo ready >&2; wait";
     let before = sink.requests();
     let run = other(&["sh", "-c", stoppable]).start();
     run.await_line("ready");

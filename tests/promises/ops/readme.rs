@@ -27,7 +27,7 @@ fn commands() -> Vec<String> {
         } else if inside {
             match commands.last_mut() {
                 Some(last) if last.ends_with(['|', '\\']) => {
-                    *last = last.trim_end_matches('\\').to_owned() + line
+                    *last = last.trim_end_matches('\\').to_owned() + line;
                 }
                 _ => commands.push(line.to_owned()),
             }
