@@ -4,7 +4,7 @@ use super::seed::TestDb;
 use super::tls::{self, Certificate};
 use super::{Total, await_true, command, count, free_port, scratch_dir};
 use mongodb::bson::{Bson, Document, doc};
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, ReadConcern};
 use mongodb::sync::{Client, Database};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -275,6 +275,8 @@ fn program() -> &'static Path {
 pub fn connect(uri: &str) -> Client {
     let mut options = ClientOptions::parse(uri).run().expect("a valid URI");
     options.server_selection_timeout = Some(Duration::from_secs(5));
+    // What the primary has, whatever defaults a test sets for the cluster.
+    options.read_concern = Some(ReadConcern::local());
     Client::with_options(options).expect("client")
 }
 

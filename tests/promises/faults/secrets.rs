@@ -218,7 +218,6 @@ fn no_connection_string_is_shown() {
         (format!("mongodb://{credentials}@{nobody}/"), 1),
         (format!("mongodb://{credentials}@nobody.invalid/"), 1),
         (format!("mongodb+srv://{credentials}@nobody.invalid/"), 1),
-        (format!("mongodb://{credentials}@{host}/?replicaSet={secret}"), 1),
         (format!("mongodb://{credentials}@{host}/?tls=true&tlsCAFile=/nonexistent/{secret}"), 2),
         (format!("mongodb://admin:{PASSWORD}@{host}/"), 2),
         (format!("mongodb://{credentials}@{host}:99999/"), 2),
