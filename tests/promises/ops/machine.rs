@@ -118,7 +118,7 @@ impl Machine {
         let run = run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
         // It mounts its own of these.
         let boot = r#"umount -l "$0/proc" "$0/dev"
-            exec systemd-nspawn -q --register=no --keep-unit --boot -D "$0" systemd.unit=multi-user.target"#;
+            exec systemd-nspawn -q --register=no --keep-unit --boot -D "$0" systemd.unit=basic.target"#;
         let container = run.args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 5).start();
         let mut first = String::new();
         for _ in 0..600 {

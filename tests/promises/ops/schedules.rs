@@ -74,7 +74,7 @@ fn each_schedule_does_its_job_and_is_judged_by_itself() {
     if let Some(mut promtool) = checker("promtool") {
         for schedule in SCHEDULES {
             let file =
-                fs::File::open(machine.path(&format!("/var/lib/prometheus/node-exporter/{schedule}.prom")));
+                fs::File::open(machine.path(&format!("/var/lib/refresh_baoming_tokens/{schedule}.prom")));
             must_pass(promtool.args(["check", "metrics"]).stdin(file.expect("metrics")));
             promtool = checker("promtool").expect("as above");
         }
