@@ -245,7 +245,7 @@ fn refreshed(raw: &RawDocumentBuf, now: &Document) -> RawDocumentBuf {
 
 /// Tests all rows, some at a time: most of them only wait. Names every row that failed.
 fn each<T: Sync>(rows: &[T], name: impl Fn(&T) -> String + Sync, test: impl Fn(&T) + Sync) {
-    const AT_A_TIME: usize = 20;
+    const AT_A_TIME: usize = 12;
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(BTreeSet::new());
     thread::scope(|scope| {
