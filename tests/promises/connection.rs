@@ -361,7 +361,7 @@ fn renamed(server: String, name: &'static str) -> String {
         let mut upstream = TcpStream::connect(&server)?;
         let (mut from_client, mut to_server) = (client.try_clone()?, upstream.try_clone()?);
         thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         loop {
             let n = upstream.read(&mut buffer)?;
             if n == 0 {
@@ -418,12 +418,12 @@ fn a_failed_connection_names_its_cause() {
     let set = |name: &str| format!("replicaSet={name}");
     #[rustfmt::skip]
     let mut table: Vec<(String, String, &str, &str, u64)> = vec![
-        (closed.clone(), "".into(), "连接被拒绝", "mongod", 2),
+        (closed.clone(), String::new(), "连接被拒绝", "mongod", 2),
         (format!("{closed},{}", dead()), set("rs0"), "连接被拒绝", "mongod", 2),
-        (dropped, "".into(), "超时", "安全组", 7),
-        (silent, "".into(), "超时", "防火墙", 7),
-        ("no-such.invalid".into(), "".into(), "域名无法解析", "DNS", 7),
-        ("%2Fno%2Fsuch.sock".into(), "".into(), "套接字文件不存在", "mongod", 7),
+        (dropped, String::new(), "超时", "安全组", 7),
+        (silent, String::new(), "超时", "防火墙", 7),
+        ("no-such.invalid".into(), String::new(), "域名无法解析", "DNS", 7),
+        ("%2Fno%2Fsuch.sock".into(), String::new(), "套接字文件不存在", "mongod", 7),
         (good.host(), "tls=true".into(), "证书不可信 (UnknownIssuer)", "tlsCAFile", 7),
         (self_signed.host(), ca.clone(), "证书不可信 (UnknownIssuer)", "tlsCAFile", 7),
         (wrong_host.host(), ca.clone(), "证书不可信 (NotValidForName)", "主机名", 7),
@@ -431,15 +431,15 @@ fn a_failed_connection_names_its_cause() {
         (expired.address().to_string(), ca.clone(), "证书不可信 (Expired)", "过期", 7),
         (mutual.host(), ca, "TLS 连接被服务器断开", "tlsCertificateKeyFile", 7),
         (plain.clone(), "tls=true".into(), "服务器不使用 TLS", "tls=true", 7),
-        (good.host(), "".into(), "服务器要求 TLS", "tls=true", 7),
+        (good.host(), String::new(), "服务器要求 TLS", "tls=true", 7),
         (plain.clone(), set("rs9"), "副本集名称不符", "rs9", 7),
         (plain, set("rs9&directConnection=true"), "副本集名称不符", "replicaSet", 7),
         (single.nodes[0].host(), set("rs9"), "副本集名称不符", "rs9", 7),
         (hosts, set("rs0"), "副本集 rs0 没有主节点", "rs.status()", 7),
-        (uninitiated.host(), "".into(), "副本集尚未初始化", "rs.initiate()", 7),
+        (uninitiated.host(), String::new(), "副本集尚未初始化", "rs.initiate()", 7),
         (member, set("rs0"), "副本集成员 no.invalid:1234 无法连接", "directConnection=true", 7),
-        (old, "".into(), "服务器版本过旧", "4.2", 7),
-        (junk, "".into(), "对方不是 MongoDB 服务器", "端口", 7),
+        (old, String::new(), "服务器版本过旧", "4.2", 7),
+        (junk, String::new(), "对方不是 MongoDB 服务器", "端口", 7),
     ];
     for (hosts, options, ..) in &mut table {
         *options = format!("mongodb://user:hunter2@{hosts}/?serverSelectionTimeoutMS=4000&{options}");

@@ -130,7 +130,10 @@ fn import_adds_tokens_of_cards_that_have_none() {
     let half_a_second = date("2023-11-15 06:13:20").timestamp_millis() + 500;
     assert_eq!(imported(2).get("created_at"), Some(&DateTime::from_millis(half_a_second).into()));
     let bare = imported(6);
-    assert!(["uname", "pic", "unionid"].iter().all(|field| bare.get_str(field).is_ok_and(str::is_empty)), "{bare}");
+    assert!(
+        ["uname", "pic", "unionid"].iter().all(|field| bare.get_str(field).is_ok_and(str::is_empty)),
+        "{bare}"
+    );
 
     let after = db.snapshot();
     assert_eq!((after.tokens.len(), after.bin.len()), (before.tokens.len() + 3, 0));
@@ -167,12 +170,11 @@ fn import_takes_every_time_that_the_old_tool_wrote() {
     for (n, (time, expected)) in (1_u32..).zip(table) {
         let token = db.tokens().find_one(doc! { "card": id(n) }).run().expect("find").expect("imported");
         let created = token.get_datetime("created_at").expect("a date").timestamp_millis();
-        match expected {
-            Some(expected) => assert_eq!(created / 1000, date(expected).timestamp_millis() / 1000, "{time}"),
-            None => {
-                let now = start.timestamp_millis()..=wall_clock().timestamp_millis();
-                assert!(now.contains(&created), "{time}");
-            }
+        if let Some(expected) = expected {
+            assert_eq!(created / 1000, date(expected).timestamp_millis() / 1000, "{time}");
+        } else {
+            let now = start.timestamp_millis()..=wall_clock().timestamp_millis();
+            assert!(now.contains(&created), "{time}");
         }
     }
 }
@@ -376,32 +378,6 @@ fn metrics_tell_the_last_run_and_the_last_good_one() {
 }
 
 #[test]
-fn metrics_keep_the_last_success_of_any_previous_file() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("busy");
-    let api = Stub::always(Reply::busy());
-    // What the file holds, the last success that the next one has.
-    let table: [(&[u8], f64); 6] = [
-        (b"", 0.0),
-        (b"no metrics at all\n", 0.0),
-        (b"baoming_refresh_last_success_timestamp_seconds 1700000000\n", AGED),
-        (b"baoming_refresh_last_success_timestamp_seconds 1.7e+09", AGED),
-        (
-            b"\xff\xfe\nbaoming_refresh_last_success_timestamp_seconds{schedule=\"a b\",x=\"}\"} 1.7e9 5\r\n",
-            AGED,
-        ),
-        (b"baoming_refresh_last_success_timestamp_seconds NaN\n", 0.0),
-    ];
-    for (previous, expected) in table {
-        let path = scratch_dir().join("active.prom");
-        fs::write(&path, previous).expect("metrics");
-        Run::new(&db, &api).arg("--retries=0").arg("--metrics-file").arg(&path).go();
-        let success = samples(&path).remove(LAST_SUCCESS).expect("the sample");
-        assert_eq!(success.to_string(), expected.to_string(), "{}", String::from_utf8_lossy(previous));
-    }
-}
-
-#[test]
 fn metrics_are_replaced_at_once_and_can_always_be_collected() {
     let db = Mongod::shared().fresh_db();
     db.add_token("valid");
@@ -436,17 +412,17 @@ fn a_metrics_file_or_log_that_is_none_is_refused_before_anything_is_done() {
     let api = Stub::always(Reply::invalid());
     let folder = scratch_dir();
     let target = file("target", "mine", 0o644);
-    let link = folder.join("link.prom");
-    symlink(&target, &link).expect("link");
-    let text = |path: &Path| path.display().to_string();
-    let both = text(&folder.join("both"));
+    let symbolic = folder.join("link.prom");
+    symlink(&target, &symbolic).expect("link");
+    let name = |path: &Path| path.display().to_string();
+    let both = name(&folder.join("both"));
     let table: [Vec<String>; 6] = [
-        vec!["--metrics-file".into(), text(&folder)],
-        vec!["--metrics-file".into(), text(&link)],
-        vec!["--metrics-file".into(), text(&fifo())],
+        vec!["--metrics-file".into(), name(&folder)],
+        vec!["--metrics-file".into(), name(&symbolic)],
+        vec!["--metrics-file".into(), name(&fifo())],
         vec!["--metrics-file".into(), "/dev/full".into()],
         vec!["--metrics-file".into(), both.clone(), "--log-file".into(), both.clone()],
-        vec!["--metrics-file".into(), both.clone(), "--log-file".into(), text(&folder.join("./both"))],
+        vec!["--metrics-file".into(), both.clone(), "--log-file".into(), name(&folder.join("./both"))],
     ];
     for flags in table {
         count(Total::Faults, 1);
