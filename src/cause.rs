@@ -101,12 +101,12 @@ fn servers(message: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// The cause as the state of a replica set, else the text to look it up by.
 fn of_topology(message: &str, connection: &Connection) -> Result<String, String> {
-    let set = connection.replica_set.as_deref().map(escape).unwrap_or_default();
+    let set = connection.replica_set.as_deref().map(|set| format!(" {}", escape(set))).unwrap_or_default();
     if servers(message).next().is_none() {
         // What has another set's name, or none, is dropped from the list.
         return match &connection.replica_set {
             Some(_) if !message.contains("wire version") => {
-                Ok(format!("副本集名称不符，要求的是 {set}；请更正 replicaSet，单机服务器则删除它"))
+                Ok(format!("副本集名称不符，要求的是{set}；请更正 replicaSet，单机服务器则删除它"))
             }
             _ => Err(message.to_owned()),
         };
@@ -132,8 +132,13 @@ fn of_topology(message: &str, connection: &Connection) -> Result<String, String>
             escape(member)
         ));
     }
+    if servers(message).any(|(_, said)| said.starts_with("RsGhost")) {
+        return Ok(
+            "副本集尚未初始化；请在服务器上执行 rs.initiate()，或检查该成员是否已被移出副本集".to_owned()
+        );
+    }
     if servers(message).any(|(_, said)| said.starts_with("Rs")) {
-        return Ok(format!("副本集 {set} 没有主节点；请用 rs.status() 检查各成员"));
+        return Ok(format!("副本集{set} 没有主节点；请用 rs.status() 检查各成员"));
     }
     Err(servers(message).map(|(address, said)| seen(address, said)).collect())
 }

@@ -109,8 +109,9 @@ fn is_below(file: &str, folder: &str) -> bool {
 fn read_secret(source: &str, path: &Path, is_credential: bool) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("{source} 无法读取: {} (cannot be read)", os_error(&error));
     let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
-    if mode & 0o077 != 0 && !is_credential {
+    let metadata = file.metadata().map_err(unreadable)?;
+    // A folder is told by the reading.
+    if !metadata.is_dir() && metadata.permissions().mode() & 0o077 != 0 && !is_credential {
         return Err(format!("{source} 的文件可被他人读取，请执行 chmod 600 (open to group or others)"));
     }
     let mut text = String::new();

@@ -95,10 +95,11 @@ const ENCODE: &str = "用户名或密码中的特殊字符须转义，如 @ 写�
 /// One line that names what is wrong and says what instead.
 pub fn parse(text: &str) -> Result<Connection, String> {
     let text = text.trim_start_matches('\u{feff}').trim();
+    let front = text.split("://").next().unwrap_or_default();
     first_of(&[
         (text.starts_with(['"', '\'']), "连接字符串两边不能有引号 (remove the quotes around it)"),
         (text.contains(['\n', '\r']), "连接字符串只能有一行 (more than one line)"),
-        (text.contains("=mongodb"), "请删除开头的 MONGODB_URI= (remove the leading MONGODB_URI=)"),
+        (front.contains("=mongodb"), "请删除开头的 MONGODB_URI= (remove the leading MONGODB_URI=)"),
     ])?;
     let Some((scheme @ ("mongodb" | "mongodb+srv"), rest)) = text.split_once("://") else {
         return Err("须以 mongodb:// 或 mongodb+srv:// 开头 (must start with one of these)".to_owned());
@@ -324,6 +325,7 @@ mod tests {
             ("mongodb://h/?socketTimeoutMS=20000", "h", "", 20),
             ("mongodb://h/?socketTimeoutMS=20000&timeoutms=5000", "h", "", 5),
             ("mongodb://h/?timeoutMS=0", "h", "", 30),
+            ("mongodb://h/?appName=mongodb://x", "h", "", 30),
             ("mongodb://h/?timeoutMS=90000&connectTimeoutMS=0", "h", "connectTimeoutMS", 30),
             ("mongodb://h/?authsource=admin&readPreference=secondaryPreferred", "h", "", 30),
             ("mongodb://h/?w=5&readConcernLevel=majority", "h", "w readConcernLevel", 30),

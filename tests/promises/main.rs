@@ -3,8 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod connection;
 mod deleting;
 mod faults;
+mod files;
 mod ops;
 mod output;
 mod papers;

@@ -33,7 +33,9 @@ pub struct Mongod {
 #[derive(Clone, Copy, Default)]
 struct Options {
     auth: bool,
-    tls: bool,
+    tls: Option<Certificate>,
+    /// Whether a client must show a certificate too.
+    mutual_tls: bool,
     replica_set: bool,
 }
 
@@ -54,7 +56,17 @@ impl Mongod {
 
     /// A server that takes TLS connections only, with a [`Certificate::Good`] one.
     pub fn start_with_tls() -> Self {
-        Self::launch(Options { tls: true, ..Options::default() })
+        Self::start_with_certificate(Certificate::Good, false)
+    }
+
+    /// The same with any certificate that a `mongod` takes (no expired one).
+    pub fn start_with_certificate(certificate: Certificate, mutual_tls: bool) -> Self {
+        Self::launch(Options { tls: Some(certificate), mutual_tls, ..Options::default() })
+    }
+
+    /// A member of a replica set that was never initiated.
+    pub fn start_uninitiated() -> Self {
+        Self::launch(Options { replica_set: true, ..Options::default() })
     }
 
     /// One plain server for all tests of this test binary; each takes its [`Mongod::fresh_db`].
@@ -89,16 +101,18 @@ impl Mongod {
         if self.options.auth {
             mongod.arg("--auth");
         }
-        if self.options.tls {
+        if let Some(certificate) = self.options.tls {
+            if !self.options.mutual_tls {
+                mongod.arg("--tlsAllowConnectionsWithoutCertificates");
+            }
             mongod
-                .args(["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"])
+                .args(["--tlsMode", "requireTLS"])
                 .arg("--tlsCertificateKeyFile")
                 .arg(self.dir.join("server.pem"))
                 .arg("--tlsCAFile")
                 .arg(tls::ca_file());
             if !self.dir.join("server.pem").exists() {
-                fs::rename(tls::pem_file(Certificate::Good), self.dir.join("server.pem"))
-                    .expect("certificate");
+                fs::rename(tls::pem_file(certificate), self.dir.join("server.pem")).expect("certificate");
             }
         }
         if self.options.replica_set {
@@ -132,7 +146,7 @@ impl Mongod {
         if self.options.auth {
             return self.uri_for(ADMIN, PASSWORD);
         }
-        let tls = if self.options.tls {
+        let tls = if self.options.tls.is_some() {
             format!("?tls=true&tlsCAFile={}", tls::ca_file().display())
         } else {
             String::new()

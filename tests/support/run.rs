@@ -128,6 +128,8 @@ impl Run {
     pub fn leaked(&self, outcome: &Outcome) -> Vec<String> {
         let files =
             self.args.windows(2).filter(|pair| pair[0] == "--log-file" || pair[0] == "--metrics-file");
+        // A pipe would be waited for.
+        let files = files.filter(|pair| fs::metadata(&pair[1]).is_ok_and(|file| file.is_file()));
         let files = files.map(|pair| fs::read(&pair[1]).unwrap_or_default());
         let mut shown = outcome.log();
         shown.extend(files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));

@@ -19,6 +19,8 @@ pub enum Certificate {
     Expired,
     /// For `other.example` only.
     WrongHost,
+    /// An authority's, which is no server's.
+    CaAsServer,
 }
 
 struct Authority {
@@ -58,6 +60,9 @@ fn issue(kind: Certificate) -> (rcgen::Certificate, KeyPair) {
     params.distinguished_name.push(DnType::CommonName, "test server");
     if kind == Certificate::Expired {
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    if kind == Certificate::CaAsServer {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     }
     let key = key();
     let certificate = match kind {
