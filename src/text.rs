@@ -78,8 +78,12 @@ impl MongoUri {
 /// A text from outside, fit to be shown or stored: short, harmless, and without
 /// tokens, be it `own` or somebody else's.
 pub fn presentable(text: &str, own: Option<&AccessToken>) -> String {
-    // More than is shown, so that a token is seen that the end would cut through.
-    let text = shorten(text, 4 * SHOWN_CHARS);
+    // More than is shown, so that a token is seen that the end would cut through;
+    // what the first cut goes through may be a part of one, too short to be known.
+    let text = match text.char_indices().nth(4 * SHOWN_CHARS) {
+        Some((end, _)) => text[..end].trim_end_matches(is_token_char).to_owned() + "…",
+        None => text.to_owned(),
+    };
     if own.is_some_and(|token| token.is_echoed_in(&text)) {
         return "(内容含 Token，不显示)".to_owned();
     }
@@ -113,10 +117,13 @@ fn shorten(text: &str, max_chars: usize) -> String {
     }
 }
 
+fn is_token_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-+/=%.~".contains(c)
+}
+
 /// Masks everything that may be a token, also another user's or a
 /// percent-encoded one: all but the first 4 of each long run of token characters.
 fn mask_suspicious(text: &str) -> String {
-    let is_token_char = |c: char| c.is_ascii_alphanumeric() || "_-+/=%.~".contains(c);
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
@@ -215,6 +222,12 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(presentable(text, None), expected);
         }
+    }
+
+    #[test]
+    fn no_part_of_a_token_is_left_by_the_cut() {
+        let text = "x".repeat(384) + " somebodys-own-secret";
+        assert_eq!(presentable(&text, None), "xxxx… …");
     }
 
     #[test]

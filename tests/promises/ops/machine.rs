@@ -118,7 +118,7 @@ impl Machine {
         let run = run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
         // It mounts its own of these.
         let boot = r#"umount -l "$0/proc" "$0/dev"
-            exec systemd-nspawn -q --register=no --keep-unit --boot -D "$0" systemd.unit=basic.target"#;
+            exec systemd-nspawn -q --setenv="TEST_SUPPORT_OWNER=$TEST_SUPPORT_OWNER" --register=no --keep-unit --boot -D "$0" systemd.unit=basic.target"#;
         let container = run.args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 5).start();
         let mut first = String::new();
         for _ in 0..600 {
@@ -146,7 +146,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.booted = None; // killed
+        if let Some((container, first)) = self.booted.take() {
+            // Killing nspawn alone leaves the container.
+            let _ = command("kill").args(["-9", &first]).status();
+            drop(container);
+        }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
