@@ -17,21 +17,20 @@ use crate::store::Store;
 use crate::summary::Summary;
 
 /// Deletes tokens that nobody used for `days` days, under the same limit, of
-/// `collection_size` tokens. Passes over those that this run condemned: their
-/// fate is decided.
+/// `collection_size` tokens. Passes over those whose fate this run has `decided`.
 pub fn run(
     store: &Store,
     api: &Api,
     args: &Args,
     days: u32,
     collection_size: usize,
-    condemned: &HashSet<ObjectId>,
+    decided: &HashSet<ObjectId>,
     summary: &mut Summary,
 ) -> Result<(), DbError> {
     info!("🧹 清理 {days} 天未使用的 Token...");
     let now = store.clock.wall_now();
     let mut expired = expired(store.entries(None, args.shard)?.list, now, days);
-    expired.retain(|entry| !condemned.contains(&entry.id));
+    expired.retain(|entry| !decided.contains(&entry.id));
     if expired.is_empty() {
         info!("  ✅ 没有需要清理的 Token");
         return Ok(());

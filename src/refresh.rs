@@ -37,6 +37,8 @@ struct Run<'a> {
     /// Whether any token was valid.
     any_valid: bool,
     condemned: Vec<Candidate>,
+    /// Valid tokens whose `last_used` could not be moved: the cleanup must not take them for unused.
+    unwritten: Vec<ObjectId>,
     /// Tokens that were asked before their turn, as controls.
     asked_early: HashSet<ObjectId>,
     next_start: Instant,
@@ -53,6 +55,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         silence: Silence::default(),
         any_valid: false,
         condemned: Vec::new(),
+        unwritten: Vec::new(),
         asked_early: HashSet::new(),
         next_start: Instant::now(),
         last_progress: Instant::now(),
@@ -66,7 +69,8 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
     if let Err(error) = judged {
         run.lose_database(&error);
     }
-    let condemned = run.delete_condemned();
+    let mut decided = run.delete_condemned();
+    decided.extend(&run.unwritten);
     run.summary.close();
     let level = statistics_level(run.summary.exit_code());
     print_statistics(&run.summary, args.dry_run, level);
@@ -76,7 +80,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         } else if run.silence.was_asked() && !run.any_valid {
             warn!("🧹 本次不清理: 询问过的 Token 没有一个有效，不能由此判断谁长期未使用");
         } else {
-            let cleaned = cleanup::run(store, api, args, days, collection_size, &condemned, &mut run.summary);
+            let cleaned = cleanup::run(store, api, args, days, collection_size, &decided, &mut run.summary);
             cleaned.unwrap_or_else(|error| run.lose_database(&error));
         }
     }
@@ -216,6 +220,9 @@ impl Run<'_> {
         let asked = Instant::now();
         let verdict = self.api.ask(access_token, self.silence.patience_ends());
         self.silence.note(&verdict, asked);
+        if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
+            self.summary.raise(Stop::Signal(signal)); // it was not tried again
+        }
         match verdict {
             Verdict::Valid { .. } => {
                 self.any_valid = true;
@@ -241,6 +248,7 @@ impl Run<'_> {
                 return Ok(());
             }
             Err(error) => {
+                self.unwritten.push(token.id);
                 self.fail(label, &error.to_string());
                 return if error.is_fatal() { Err(error) } else { Ok(()) };
             }

@@ -19,7 +19,7 @@ use mongodb::sync::{Client, Collection, Cursor};
 
 use crate::cause;
 use crate::clock::Clock;
-use crate::db_error::{Result, is_passing};
+use crate::db_error::{DbError, Result, is_passing};
 use crate::stop;
 use crate::uri::Connection;
 use crate::worker::Worker;
@@ -125,8 +125,12 @@ impl Store {
             }
         }
         let handle = database.clone();
-        let hello = worker.wait_for(worker.end(), move || handle.run_command(doc! { "isMaster": 1 }).run());
-        match hello.and_then(|reply| reply.ok()?.get_datetime("localTime").ok().copied()) {
+        let hello = worker.repeat(move |_| handle.run_command(doc! { "isMaster": 1 }).run()).1;
+        let reply = match hello {
+            Err(DbError::Lost(what)) => return Err(format!("连接中断 ({what})；请检查数据库和网络")),
+            reply => reply.ok(),
+        };
+        match reply.and_then(|reply| reply.get_datetime("localTime").ok().copied()) {
             Some(theirs) => compare_clocks(&clock, theirs.timestamp_millis())?,
             None => debug!("  数据库服务器没有报告时钟"),
         }

@@ -109,7 +109,7 @@ pub fn parse(text: &str) -> Result<Connection, String> {
     let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
     let options = match check_place(scheme, hosts, database).and_then(|()| Options::read(query)) {
         // A `?` in the password made the rest of it the options.
-        Err(_) if user.is_none() && query.contains('@') => return Err(ENCODE.to_owned()),
+        Err(_) if query.contains('@') => return Err(ENCODE.to_owned()),
         checked => checked?,
     };
     options.check(scheme, hosts, user)?;

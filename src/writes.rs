@@ -5,6 +5,7 @@
 //! setting `last_used` and `updated_at` and by deleting or adding whole
 //! documents, each guarded by what was decided on.
 
+use log::warn;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawDocumentBuf;
 use mongodb::bson::{DateTime, Document, doc, rawdoc};
@@ -115,7 +116,9 @@ impl Store {
         match self.worker.repeat(insert).1 {
             Ok(_) => Ok(id),
             Err(error) => {
-                let _ = self.take_out_of_bin(id); // the error that counts is the first
+                if let Err(left) = self.take_out_of_bin(id) {
+                    warn!("  ⚠️ 未完成的副本 {id} 可能留在回收站中: {left}");
+                }
                 Err(error)
             }
         }
