@@ -15,7 +15,8 @@ use support::{
 
 const STATIC_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/static/refresh_baoming_tokens");
 const MAX_BYTES: u64 = 5_500_000;
-const MAX_PEAK_KB: u64 = 6_000;
+/// The thread that waits for the database, and its stack, are a part of it.
+const MAX_PEAK_KB: u64 = 6_500;
 
 /// A folder with a static file and nothing else; a foreign file has qemu beside it.
 struct Root {
