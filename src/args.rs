@@ -76,9 +76,8 @@ pub enum Action {
     Version,
 }
 
-/// The command line, checked.
+/// The command line, checked; the fields are the flags of the usage text above.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)] // The fields are the flags of the usage text above.
 pub struct Args {
     pub action: Action,
     pub max_age_days: Option<u32>,

@@ -21,7 +21,7 @@ use crate::writes::Written;
 pub struct Candidate {
     /// The document's `_id`.
     pub id: ObjectId,
-    /// What must still hold for it to be deleted.
+    /// What must still hold for it to be copied; what is deleted is then compared with the copy.
     pub guard: Document,
     /// How the log calls it: `[3/60] 名片 '1111'`.
     pub label: String,
@@ -112,6 +112,7 @@ pub fn run(
             }
             Fate::Deleted | Fate::Kept => {}
         }
+        // Also when no other candidate follows: this one was left undone.
         if let (Fate::Kept, Some(signal)) = (&fate, stop::requested()) {
             summary.raise(Stop::Signal(signal));
         }
@@ -133,7 +134,7 @@ fn ask_again(
     candidate: &Candidate,
 ) -> Result<Fate, Halt> {
     let Some(access_token) = &token.access_token else {
-        return Ok(Fate::Kept);
+        return Ok(Fate::Failed("没有可用的 access_token".to_owned())); // none such is ever condemned
     };
     let asked = Instant::now();
     let verdict = api.ask_afresh(access_token, silence.patience_ends());

@@ -23,7 +23,7 @@ use crate::verdict::{Silence, Verdict, advice};
 use crate::writes::Written;
 
 /// The lines that structure the log.
-pub const DOUBLE_LINE: &str = "============================================================";
+const DOUBLE_LINE: &str = "============================================================";
 const SINGLE_LINE: &str = "------------------------------------------------------------";
 /// The least time between two lines that tell of the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
