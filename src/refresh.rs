@@ -223,6 +223,7 @@ impl Run<'_> {
         if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
             self.summary.raise(Stop::Signal(signal)); // it was not tried again
         }
+        self.summary.any_verdict |= matches!(verdict, Verdict::Valid { .. } | Verdict::Invalid(_));
         match verdict {
             Verdict::Valid { .. } => {
                 self.any_valid = true;

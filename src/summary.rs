@@ -86,6 +86,8 @@ pub struct Summary {
     pub stop: Option<Stop>,
     /// Whether a deletion of the cleanup failed.
     pub cleanup_failed: bool,
+    /// Whether any token was valid or condemned, whatever became of it.
+    pub any_verdict: bool,
     reasons: HashMap<String, usize>,
 }
 
@@ -137,8 +139,7 @@ impl Summary {
 
     /// Whether something failed and nothing was valid or condemned.
     pub fn nothing_worked(&self) -> bool {
-        let counts = &self.counts;
-        counts.failed > 0 && counts.success + counts.deleted + counts.withheld == 0
+        self.counts.failed > 0 && !self.any_verdict
     }
 
     /// The lines of the statistics.
@@ -321,6 +322,8 @@ mod tests {
             ]
         );
         assert!(summary.nothing_worked());
+        summary.any_verdict = true;
+        assert!(!summary.nothing_worked());
     }
 
     #[test]
