@@ -1,6 +1,5 @@
 //! `--cleanup-days`: moves long-unused tokens to the recycle bin.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use log::info;
@@ -10,9 +9,8 @@ use crate::api::Api;
 use crate::args::Args;
 use crate::clock::WallTime;
 use crate::db_error::DbError;
-use crate::delete::{self, Candidate, Fate};
+use crate::delete::{self, Candidate};
 use crate::reads::{CHUNK, Entry};
-use crate::refresh::card_name;
 use crate::store::Store;
 use crate::summary::Summary;
 
@@ -24,7 +22,7 @@ pub fn run(
     args: &Args,
     days: u32,
     collection_size: usize,
-    decided: &HashSet<ObjectId>,
+    decided: &[ObjectId],
     summary: &mut Summary,
 ) -> Result<(), DbError> {
     info!("🧹 清理 {days} 天未使用的 Token...");
@@ -41,7 +39,7 @@ pub fn run(
         let tokens = store.tokens(chunk)?;
         for entry in chunk {
             // Somebody may have deleted it since.
-            let name = tokens.get(&entry.id).map_or_else(|| "已删除的 Token".to_owned(), card_name);
+            let name = tokens.get(&entry.id).map_or("已删除的 Token", |token| &token.card_name);
             let unused_days = entry.last_used().map_or(0, |at| now.days_since(at));
             info!("    - {name}: 最后使用 {unused_days} 天前");
             candidates.push(Candidate {
@@ -53,14 +51,7 @@ pub fn run(
             });
         }
     }
-    let limit = args.max_delete.limit(collection_size, args.shard);
-    for (_, fate) in delete::run(store, api, Instant::now(), args.delay, limit, candidates, summary) {
-        match fate {
-            Fate::Deleted => summary.counts.cleaned += 1,
-            Fate::Failed(_) => summary.cleanup_failed = true,
-            Fate::Changed | Fate::Valid | Fate::Kept => {}
-        }
-    }
+    delete::run(store, api, args, Instant::now(), collection_size, &candidates, summary);
     let verb = if args.dry_run { "🔍 试运行: 将清理" } else { "✅ 已清理" };
     info!("  {verb} {} 个过期 Token", summary.counts.cleaned);
     Ok(())

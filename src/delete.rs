@@ -2,13 +2,14 @@
 //! compare with the limit, then all or none. Token by token: ask again
 //! (verdicts only), copy into the recycle bin, delete what was copied.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{error, info, warn};
 use mongodb::bson::Document;
 use mongodb::bson::oid::ObjectId;
 
 use crate::api::Api;
+use crate::args::Args;
 use crate::db_error::DbError;
 use crate::reads::Token;
 use crate::stop;
@@ -32,7 +33,7 @@ pub struct Candidate {
 }
 
 /// What became of a candidate.
-pub enum Fate {
+enum Fate {
     /// It is in the recycle bin, or would be.
     Deleted,
     /// Somebody else changed it meanwhile; it was left alone.
@@ -45,100 +46,110 @@ pub enum Fate {
     Kept,
 }
 
-/// Why a deletion ended the whole step.
-enum Halt {
-    /// Before anything was sent that deletes: the token is kept.
-    Kept(DbError),
-    /// After that: what became of the token is said first.
-    After(Fate, DbError),
-}
-
-/// Deletes all candidates, or none when they are more than `limit`. What ends
-/// the step early is raised in the summary. The first second question waits
-/// for `next_start`. Gives each candidate's fate, in order.
+/// Deletes all candidates, or none when they are more than the limit allows of
+/// `size` tokens, and counts what became of each. What ends the step early is
+/// raised in the summary. The first second question waits for `next_start`.
 pub fn run(
     store: &Store,
     api: &Api,
+    args: &Args,
     mut next_start: Instant,
-    delay: Duration,
-    limit: usize,
-    candidates: Vec<Candidate>,
+    size: usize,
+    candidates: &[Candidate],
     summary: &mut Summary,
-) -> Vec<(Candidate, Fate)> {
-    if summary.stop.is_none() && candidates.len() > limit {
+) {
+    let (count, limit) = (candidates.len(), args.max_delete.limit(size, args.shard));
+    if summary.stop.is_none() && count > limit {
         summary.raise(Stop::DeleteLimit);
-        for candidate in &candidates {
+        for candidate in candidates {
             warn!("  🛑 {} 保留: {}", candidate.label, candidate.reason);
         }
-        let count = candidates.len();
         warn!(
             "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行"
         );
     }
     let mut silence = Silence::default();
-    let mut fates = Vec::with_capacity(candidates.len());
-    for candidate in &candidates {
+    for candidate in candidates {
         if summary.stop.is_none() && candidate.condemned.is_some() {
             stop::sleep_until(next_start);
-            next_start = Instant::now() + delay;
+            next_start = Instant::now() + args.delay;
         }
         if let Some(signal) = stop::requested() {
             summary.raise(Stop::Signal(signal));
         }
-        if summary.stop.is_some() {
-            fates.push(Fate::Kept);
-            continue;
-        }
-        let decided = match &candidate.condemned {
-            Some(token) => ask_again(store, api, token, &mut silence, candidate),
+        let result = match &candidate.condemned {
+            _ if summary.stop.is_some() => Ok(Fate::Kept),
+            Some(token) => ask_again(store, api, token, candidate, &mut silence, summary),
             None => move_to_bin(store, candidate),
         };
-        let fate = decided.unwrap_or_else(|halt| {
-            let (fate, error) = match halt {
-                Halt::Kept(error) => (Fate::Kept, error),
-                Halt::After(fate, error) => (fate, error),
-            };
+        let fate = result.unwrap_or_else(|(fate, error)| {
             error!("  ❌ {} 无法继续，不再删除任何 Token: {error}", candidate.label);
             summary.raise(Stop::Database);
             fate
         });
-        match &fate {
-            Fate::Failed(reason) => warn!("  ⚠️ {} 未删除，Token 保留: {reason}", candidate.label),
-            Fate::Changed => info!("  ⏭️ {} 跳过: Token 已被其他程序更改", candidate.label),
-            Fate::Valid => info!("  ✅ {} 再次询问: Token 有效", candidate.label),
-            Fate::Deleted if candidate.condemned.is_some() => {
-                let verb = if store.dry_run { "试运行: 将删除" } else { "已删除" };
-                info!("  🗑️ {verb}失效 Token: {}", candidate.label);
-            }
-            Fate::Deleted | Fate::Kept => {}
-        }
         // Also when no other candidate follows: this one was left undone.
         if let (Fate::Kept, Some(signal)) = (&fate, stop::requested()) {
             summary.raise(Stop::Signal(signal));
         }
-        fates.push(fate);
+        count_fate(&fate, candidate, store.dry_run, summary);
         if silence.needs_control() {
             error!("  🛑 API 连续没有应答，不再删除任何 Token");
             summary.raise(Stop::ApiUnreachable);
         }
     }
-    candidates.into_iter().zip(fates).collect()
 }
+
+/// Says and counts what became of a candidate. A token of the cleanup has its
+/// count as one of the run's already.
+fn count_fate(fate: &Fate, candidate: &Candidate, is_dry_run: bool, summary: &mut Summary) {
+    let (label, is_verdict) = (&candidate.label, candidate.condemned.is_some());
+    match fate {
+        Fate::Deleted if is_verdict => {
+            let verb = if is_dry_run { "试运行: 将删除" } else { "已删除" };
+            info!("  🗑️ {verb}失效 Token: {label}");
+            summary.counts.deleted += 1;
+        }
+        Fate::Deleted => summary.counts.cleaned += 1,
+        Fate::Changed => {
+            info!("  ⏭️ {label} 跳过: Token 已被其他程序更改");
+            summary.counts.skipped += usize::from(is_verdict);
+        }
+        Fate::Failed(reason) => {
+            warn!("  ⚠️ {label} 未删除，Token 保留: {reason}");
+            if is_verdict {
+                summary.fail(reason);
+            } else {
+                summary.cleanup_failed = true;
+            }
+        }
+        Fate::Valid => {
+            info!("  ✅ {label} 再次询问: Token 有效");
+            summary.counts.success += 1;
+        }
+        Fate::Kept => summary.counts.withheld += usize::from(is_verdict),
+    }
+}
+
+/// What became of a candidate; with an error when the whole step ends with it.
+type Decided = Result<Fate, (Fate, DbError)>;
 
 /// The second question, on a connection of its own. Only the same answer again deletes.
 fn ask_again(
     store: &Store,
     api: &Api,
     token: &Token,
-    silence: &mut Silence,
     candidate: &Candidate,
-) -> Result<Fate, Halt> {
-    let Some(access_token) = &token.access_token else {
-        return Ok(Fate::Failed("没有可用的 access_token".to_owned())); // none such is ever condemned
+    silence: &mut Silence,
+    summary: &mut Summary,
+) -> Decided {
+    let access_token = match token.sendable() {
+        Ok(access_token) => access_token,
+        Err(reason) => return Ok(Fate::Failed(reason.to_owned())), // none such is ever condemned
     };
     let asked = Instant::now();
     let verdict = api.ask_afresh(access_token, silence.patience_ends());
     silence.note(&verdict, asked);
+    summary.any_valid |= matches!(verdict, Verdict::Valid { .. });
     match verdict {
         Verdict::Invalid(_) | Verdict::NoAnswer { .. } if stop::requested().is_some() => Ok(Fate::Kept),
         Verdict::Invalid(_) => move_to_bin(store, candidate),
@@ -146,18 +157,19 @@ fn ask_again(
         Verdict::Valid { .. } => match store.mark_used(token) {
             Ok(Written::Done | Written::Would) => Ok(Fate::Valid),
             Ok(Written::Changed) => Ok(Fate::Changed),
-            Err(error) if error.is_fatal() => Err(Halt::After(Fate::Failed(error.to_string()), error)),
+            Err(error) if error.is_fatal() => Err((Fate::Failed(error.to_string()), error)),
             Err(error) => Ok(Fate::Failed(error.to_string())),
         },
     }
 }
 
 /// Copies, then deletes if nothing has changed since. An error ends the whole step.
-fn move_to_bin(store: &Store, candidate: &Candidate) -> Result<Fate, Halt> {
-    let Some(copy) = store.whole(&candidate.guard).map_err(Halt::Kept)? else {
+fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
+    let kept = |error| (Fate::Kept, error);
+    let Some(copy) = store.whole(&candidate.guard).map_err(kept)? else {
         return Ok(Fate::Changed);
     };
-    let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(Halt::Kept)?;
+    let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(kept)?;
     let take_copy_out = || {
         if let Err(error) = store.take_out_of_bin(entry) {
             warn!("  ⚠️ {} Token 保留，但它的副本留在回收站中: {error}", candidate.label);
@@ -171,7 +183,7 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Result<Fate, Halt> {
         }
         (1, Err(error @ DbError::Refused(_))) => {
             take_copy_out();
-            return Err(Halt::Kept(error));
+            return Err(kept(error));
         }
         (_, Ok(Written::Changed)) => None,
         (_, Err(error)) => Some(error),
@@ -182,13 +194,10 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Result<Fate, Halt> {
         Ok(true) => {
             Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string))
         }
-        Err(lost) => {
-            let reason = "Token 仍在原处或在回收站中".to_owned();
-            return Err(Halt::After(Fate::Failed(reason), lost));
-        }
+        Err(lost) => return Err((Fate::Failed("Token 仍在原处或在回收站中".to_owned()), lost)),
     };
     match error {
-        Some(error) if error.is_fatal() => Err(Halt::After(fate, error)),
+        Some(error) if error.is_fatal() => Err((fate, error)),
         _ => Ok(fate),
     }
 }

@@ -83,6 +83,8 @@ pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
                 summary.fail(&why);
             }
             Err(error) => {
+                // Written, but maybe not for good.
+                summary.counts.success += usize::from(matches!(error, DbError::Unconfirmed(_)));
                 error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
                 summary.raise(Stop::Database);
                 break;

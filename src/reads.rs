@@ -11,7 +11,7 @@ use crate::clock::WallTime;
 use crate::db_error::Result;
 use crate::select::Shard;
 use crate::store::Store;
-use crate::text::AccessToken;
+use crate::text::{AccessToken, presentable};
 
 /// How many tokens are read at once: fresh enough, and few queries.
 pub const CHUNK: usize = 200;
@@ -51,24 +51,30 @@ pub struct Entries {
 pub struct Token {
     /// The document's `_id`.
     pub id: ObjectId,
-    /// The secret to check.
-    pub access_token: Option<AccessToken>,
-    /// `uname`.
-    pub user: Option<String>,
+    access_token: Option<AccessToken>,
+    /// `uname`, safe to show.
+    pub user: String,
     /// `last_used` as it is, of whatever type.
     last_used: Bson,
     /// `card`, or the id within it where it is a `DBRef`.
     pub card_id: Option<ObjectId>,
-    /// The card's `name`, when there is such a card.
-    pub card_name: Option<String>,
+    /// The card's `name`, safe to show.
+    pub card_name: String,
 }
 
 impl Token {
-    /// When it was last used, if that is known.
-    pub fn last_used(&self) -> Option<WallTime> {
-        match self.last_used {
-            Bson::DateTime(at) => Some(WallTime(at.timestamp_millis())),
-            _ => None,
+    /// When it was last used, for people.
+    pub fn used(&self) -> String {
+        let at = self.last_used.as_datetime().map(|at| WallTime(at.timestamp_millis()));
+        at.map_or_else(|| "从未".to_owned(), |at| at.to_string())
+    }
+
+    /// The secret to send, else why there is none.
+    pub fn sendable(&self) -> std::result::Result<&AccessToken, &'static str> {
+        match &self.access_token {
+            Some(access_token) if access_token.is_sendable() => Ok(access_token),
+            Some(_) => Err("access_token 超过 4096 字节，未发送"),
+            None => Err("没有可用的 access_token"),
         }
     }
 
@@ -85,14 +91,6 @@ impl Token {
     }
 }
 
-/// What the recycle bin has under an id.
-pub enum InBin {
-    /// A deleted token.
-    Token(BinEntry),
-    /// A document that holds none.
-    NoToken,
-}
-
 /// An entry of the recycle bin.
 pub struct BinEntry {
     /// The entry's own `_id`.
@@ -107,6 +105,21 @@ pub struct BinEntry {
     pub card_id: Option<ObjectId>,
     /// The token as it was.
     pub token: RawDocumentBuf,
+}
+
+impl BinEntry {
+    /// An entry as it is stored; `None` when it holds no token.
+    pub fn read(raw: &RawDocument) -> Option<Self> {
+        let token = raw.get_document("token").ok()?;
+        Some(Self {
+            id: raw.get_object_id("_id").ok()?,
+            reason: raw.get_str("reason").unwrap_or_default().to_owned(),
+            deleted_at: Timestamp::from_millisecond(date(raw, "deleted_at")?.0).ok()?,
+            token_id: token.get_object_id("_id").ok()?,
+            card_id: card_id(token),
+            token: token.to_owned(),
+        })
+    }
 }
 
 impl Store {
@@ -190,15 +203,14 @@ impl Store {
     pub fn cards_called(&self, name: &str) -> Result<Vec<ObjectId>> {
         let id_of = |raw: &RawDocument| raw.get_object_id("_id").ok();
         let named = self.scan(&self.cards, doc! { "name": name }, doc! { "_id": 1 }, id_of)?;
-        let Ok(id) = ObjectId::parse_str(name) else {
+        let Some(id) = ObjectId::parse_str(name).ok().filter(|_| named.is_empty()) else {
             return Ok(named);
         };
         let in_bin = doc! { "$or": [{ "token.card": id }, { "token.card.$id": id }] };
-        let is_known = !named.is_empty()
-            || !self.card_names(&[id])?.is_empty()
+        let is_known = !self.card_names(&[id])?.is_empty()
             || self.card_has_token(id)?
             || self.find_one(&self.bin, in_bin)?.is_some();
-        Ok(if named.is_empty() && is_known { vec![id] } else { named })
+        Ok(if is_known { vec![id] } else { named })
     }
 
     /// The names of some cards. Cards that do not exist are missing from the answer.
@@ -227,29 +239,18 @@ impl Store {
         Ok(found.into_iter().map(|(_, id)| id).collect())
     }
 
-    /// One entry of the recycle bin; `None` when it is gone.
-    pub fn bin_entry(&self, id: ObjectId) -> Result<Option<InBin>> {
-        let entry_from = |raw: &RawDocument| {
-            let token = raw.get_document("token").ok()?;
-            Some(BinEntry {
-                id: raw.get_object_id("_id").ok()?,
-                reason: raw.get_str("reason").unwrap_or_default().to_owned(),
-                deleted_at: Timestamp::from_millisecond(date(raw, "deleted_at")?.0).ok()?,
-                token_id: token.get_object_id("_id").ok()?,
-                card_id: card_id(token),
-                token: token.to_owned(),
-            })
-        };
-        Ok(self
-            .find_one(&self.bin, doc! { "_id": id })?
-            .map(|raw| entry_from(&raw).map_or(InBin::NoToken, InBin::Token)))
+    /// One document of the recycle bin; `None` when it is gone.
+    pub fn bin_document(&self, id: ObjectId) -> Result<Option<RawDocumentBuf>> {
+        self.find_one(&self.bin, doc! { "_id": id })
     }
 
     fn with_card_names(&self, mut tokens: Vec<Token>) -> Result<Vec<Token>> {
         let ids: Vec<ObjectId> = tokens.iter().filter_map(|token| token.card_id).collect();
         let names = self.card_names(&ids)?;
         for token in &mut tokens {
-            token.card_name = token.card_id.and_then(|id| names.get(&id).cloned());
+            if let Some(name) = token.card_id.and_then(|id| names.get(&id)) {
+                token.card_name = presentable(name, token.access_token.as_ref());
+            }
         }
         Ok(tokens)
     }
@@ -261,14 +262,15 @@ fn of_card(id: ObjectId) -> Document {
 }
 
 fn token_from(raw: &RawDocument) -> Option<Token> {
+    let access_token = raw.get_str("access_token").ok().and_then(AccessToken::new);
     let last_used = raw.get("last_used").ok().flatten();
     Some(Token {
         id: raw.get_object_id("_id").ok()?,
-        access_token: raw.get_str("access_token").ok().and_then(AccessToken::new),
-        user: raw.get_str("uname").ok().map(str::to_owned),
+        user: presentable(raw.get_str("uname").unwrap_or("未知"), access_token.as_ref()),
+        access_token,
         last_used: last_used.and_then(|value| value.try_into().ok()).unwrap_or(Bson::Null),
         card_id: card_id(raw),
-        card_name: None,
+        card_name: "已删除的名片".to_owned(),
     })
 }
 

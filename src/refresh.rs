@@ -12,13 +12,12 @@ use crate::args::Args;
 use crate::cleanup;
 use crate::clock::Clock;
 use crate::db_error::DbError;
-use crate::delete::{self, Candidate, Fate};
+use crate::delete::{self, Candidate};
 use crate::logging::statistics_level;
 use crate::reads::{CHUNK, Entries, Entry, Token};
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
-use crate::text::{AccessToken, presentable};
 use crate::verdict::{Silence, Verdict, advice};
 use crate::writes::Written;
 
@@ -34,14 +33,15 @@ struct Run<'a> {
     args: &'a Args,
     summary: Summary,
     silence: Silence,
-    /// Whether any token was valid.
-    any_valid: bool,
+    /// How many tokens there were before anything was deleted: the cleanup's limit is a part of them.
+    collection_size: usize,
     condemned: Vec<Candidate>,
     /// Valid tokens whose `last_used` could not be moved: the cleanup must not take them for unused.
     unwritten: Vec<ObjectId>,
     /// Tokens that were asked before their turn, as controls.
     asked_early: HashSet<ObjectId>,
     next_start: Instant,
+    began: Instant,
     last_progress: Instant,
 }
 
@@ -53,34 +53,33 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         args,
         summary: Summary::default(),
         silence: Silence::default(),
-        any_valid: false,
+        collection_size: 0,
         condemned: Vec::new(),
         unwritten: Vec::new(),
         asked_early: HashSet::new(),
         next_start: Instant::now(),
+        began: Instant::now(),
         last_progress: Instant::now(),
     };
-    // What the cleanup's limit is a part of, before anything was deleted.
-    let mut collection_size = 0;
-    let judged = run.find().and_then(|(entries, size)| {
-        collection_size = size;
-        run.judge_all(&entries.list)
-    });
-    if let Err(error) = judged {
+    if let Err(error) = run.find().and_then(|entries| run.judge_all(&entries)) {
         run.lose_database(&error);
     }
-    let mut decided = run.delete_condemned();
-    decided.extend(&run.unwritten);
+    let condemned = std::mem::take(&mut run.condemned);
+    let total = run.summary.counts.total;
+    delete::run(store, api, args, run.next_start, total, &condemned, &mut run.summary);
     run.summary.close();
     let level = statistics_level(run.summary.exit_code());
     print_statistics(&run.summary, args.dry_run, level);
     if let Some(days) = args.cleanup_days {
         if run.summary.stop.is_some() {
             warn!("🧹 本次不清理: 运行提前结束，或删除被上限拦下");
-        } else if run.silence.was_asked() && !run.any_valid {
+        } else if run.silence.was_asked() && !run.summary.any_valid {
             warn!("🧹 本次不清理: 询问过的 Token 没有一个有效，不能由此判断谁长期未使用");
         } else {
-            let cleaned = cleanup::run(store, api, args, days, collection_size, &decided, &mut run.summary);
+            let mut decided = std::mem::take(&mut run.unwritten);
+            decided.extend(condemned.iter().map(|candidate| candidate.id));
+            let size = run.collection_size;
+            let cleaned = cleanup::run(store, api, args, days, size, &decided, &mut run.summary);
             cleaned.unwrap_or_else(|error| run.lose_database(&error));
         }
     }
@@ -100,8 +99,8 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
 }
 
 impl Run<'_> {
-    /// The tokens of the run, and how many tokens there are where a cleanup needs to know.
-    fn find(&mut self) -> Result<(Entries, usize), DbError> {
+    /// The tokens of the run, least recently used first.
+    fn find(&mut self) -> Result<Vec<Entry>, DbError> {
         let Self { store, args, .. } = *self;
         let now = store.clock.wall_now();
         info!("⏰ 运行时间: {now}");
@@ -115,26 +114,26 @@ impl Run<'_> {
             info!("📊 只刷新 {days} 天内使用过的 Token");
         }
         let since = args.max_age_days.map(|days| now.minus_days(days));
-        let entries = store.entries(since, args.shard)?;
-        let collection_size = match (args.cleanup_days, since) {
+        let Entries { list, foreign } = store.entries(since, args.shard)?;
+        self.collection_size = match (args.cleanup_days, since) {
             (Some(_), Some(_)) => store.entries(None, args.shard)?.list.len(),
-            _ => entries.list.len(),
+            _ => list.len(),
         };
-        self.summary.counts.total = entries.list.len() + entries.foreign;
+        self.summary.counts.total = list.len() + foreign;
         if self.summary.counts.total == 0 {
             if !store.has_tokens_collection().unwrap_or(true) {
                 warn!("⚠️ 数据库中没有 baoming_tokens 集合；数据库名 (MONGODB_DB_NAME) 是否正确？");
             }
             info!("✅ 没有需要刷新的 Token");
-            return Ok((entries, collection_size));
+            return Ok(list);
         }
         info!("📊 找到 {} 个 Token 需要刷新", self.summary.counts.total);
-        warn_of_future(&entries.list, &store.clock);
+        warn_of_future(&list, &store.clock);
         info!("{SINGLE_LINE}");
-        for _ in 0..entries.foreign {
+        for _ in 0..foreign {
             self.fail("baoming_tokens 中的一个文档", "_id 不是 ObjectId");
         }
-        Ok((entries, collection_size))
+        Ok(list)
     }
 
     /// Asks about each token, least recently used first.
@@ -177,7 +176,7 @@ impl Run<'_> {
             let Some(token) = self.store.tokens(&[*entry])?.remove(&entry.id) else {
                 continue;
             };
-            if token.access_token.as_ref().is_some_and(AccessToken::is_sendable) {
+            if token.sendable().is_ok() {
                 warn!("  ⚠️ 连续多个 Token 没有得到 API 的回答，改问最近使用的 Token");
                 self.asked_early.insert(entry.id);
                 self.refresh(index, token)?;
@@ -198,37 +197,16 @@ impl Run<'_> {
             return Ok(());
         }
         self.next_start = Instant::now() + self.args.delay;
-        let name = card_name(&token);
+        let name = &token.card_name;
         let number = format!("[{}/{}]", index + 1, self.summary.counts.total);
         let card_id = token.card_id.map_or_else(|| "-".to_owned(), ObjectId::to_hex);
         info!("{number} 名片: {name}");
-        info!("  用户: {}", user_name(&token));
-        info!("  最后使用: {}", last_used(&token));
+        info!("  用户: {}", token.user);
+        info!("  最后使用: {}", token.used());
         info!("🔄 刷新 Token: 名片 '{name}' (ID: {card_id})");
         let label = format!("{number} 名片 '{name}'");
-        let access_token = match &token.access_token {
-            Some(access_token) if access_token.is_sendable() => access_token,
-            Some(_) => {
-                self.fail(&label, "access_token 超过 4096 字节，未发送");
-                return Ok(());
-            }
-            None => {
-                self.fail(&label, "没有可用的 access_token");
-                return Ok(());
-            }
-        };
-        let asked = Instant::now();
-        let verdict = self.api.ask(access_token, self.silence.patience_ends());
-        self.silence.note(&verdict, asked);
-        if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
-            self.summary.raise(Stop::Signal(signal)); // it was not tried again
-        }
-        self.summary.any_verdict |= matches!(verdict, Verdict::Valid { .. } | Verdict::Invalid(_));
-        match verdict {
-            Verdict::Valid { .. } => {
-                self.any_valid = true;
-                return self.mark_used(&label, &token);
-            }
+        match self.ask(&token) {
+            Verdict::Valid { .. } => return self.mark_used(&label, &token),
             Verdict::Invalid(reason) => {
                 warn!("  ⚠️ {label} Token 已失效: {reason}");
                 let (id, guard) = (token.id, token.guard());
@@ -237,6 +215,22 @@ impl Run<'_> {
             Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => self.fail(&label, &reason),
         }
         Ok(())
+    }
+
+    fn ask(&mut self, token: &Token) -> Verdict {
+        let access_token = match token.sendable() {
+            Ok(access_token) => access_token,
+            Err(reason) => return Verdict::Unclear(reason.to_owned()),
+        };
+        let asked = Instant::now();
+        let verdict = self.api.ask(access_token, self.silence.patience_ends());
+        self.silence.note(&verdict, asked);
+        if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
+            self.summary.raise(Stop::Signal(signal)); // it was not tried again
+        }
+        self.summary.any_valid |= matches!(verdict, Verdict::Valid { .. });
+        self.summary.any_invalid |= matches!(verdict, Verdict::Invalid(_));
+        verdict
     }
 
     fn mark_used(&mut self, label: &str, token: &Token) -> Result<(), DbError> {
@@ -263,42 +257,12 @@ impl Run<'_> {
         self.summary.fail(reason);
     }
 
-    /// The delete step for what was condemned. Returns who that was.
-    fn delete_condemned(&mut self) -> HashSet<ObjectId> {
-        let candidates = std::mem::take(&mut self.condemned);
-        let ids = candidates.iter().map(|candidate| candidate.id).collect();
-        let limit = self.args.max_delete.limit(self.summary.counts.total, self.args.shard);
-        let fates = delete::run(
-            self.store,
-            self.api,
-            self.next_start,
-            self.args.delay,
-            limit,
-            candidates,
-            &mut self.summary,
-        );
-        for (_, fate) in fates {
-            match fate {
-                Fate::Deleted => self.summary.counts.deleted += 1,
-                Fate::Changed => self.summary.counts.skipped += 1,
-                Fate::Failed(reason) => self.summary.fail(&reason),
-                Fate::Valid => {
-                    self.any_valid = true;
-                    self.summary.counts.success += 1;
-                }
-                Fate::Kept => self.summary.counts.withheld += 1,
-            }
-        }
-        ids
-    }
-
     fn tell_progress(&mut self, done: usize) {
         let counts = &self.summary.counts;
         if self.last_progress.elapsed() >= PROGRESS_INTERVAL && done < counts.total {
             self.last_progress = Instant::now();
-            let per_token = self.store.clock.seconds() / f64::from(u32::try_from(done).unwrap_or(u32::MAX));
-            let left = per_token * f64::from(u32::try_from(counts.total - done).unwrap_or(u32::MAX));
-            let minutes = (left / 60.0).ceil();
+            let seconds = self.began.elapsed().as_secs() * (counts.total - done) as u64 / done as u64;
+            let minutes = seconds.div_ceil(60);
             let (total, success, failed) = (counts.total, counts.success, counts.failed);
             info!("⏳ 进度: {done}/{total}，成功 {success}，失败 {failed}，大约还需 {minutes} 分钟");
         }
@@ -342,19 +306,4 @@ pub fn warn_of_future(entries: &[Entry], clock: &Clock) {
     {
         warn!("⚠️ 数据库中最近的 last_used {latest} 晚于现在 {now}: TZ 可能不是桌面程序所在的时区");
     }
-}
-
-/// The name of a token's card, safe to show.
-pub fn card_name(token: &Token) -> String {
-    presentable(token.card_name.as_deref().unwrap_or("已删除的名片"), token.access_token.as_ref())
-}
-
-/// The name of a token's user, safe to show.
-pub fn user_name(token: &Token) -> String {
-    presentable(token.user.as_deref().unwrap_or("未知"), token.access_token.as_ref())
-}
-
-/// When a token was last used, for people.
-pub fn last_used(token: &Token) -> String {
-    token.last_used().map_or_else(|| "从未".to_owned(), |at| at.to_string())
 }

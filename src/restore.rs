@@ -4,12 +4,12 @@ use log::{error, info, log, warn};
 
 use crate::db_error::{DbError, Result};
 use crate::logging::statistics_level;
-use crate::reads::{BinEntry, InBin};
+use crate::reads::BinEntry;
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
 use crate::text::{AccessToken, presentable};
-use crate::writes::Restored;
+use crate::writes::Written;
 
 /// Restores what was deleted in the last `hours` hours, the latest deletion first.
 pub fn run(store: &Store, hours: u32, is_dry_run: bool) -> Summary {
@@ -40,22 +40,27 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
         if stop::requested().is_some() {
             return Ok(());
         }
-        let entry = match store.bin_entry(id)? {
-            None => {
-                info!("  ⏭️ 跳过: 回收站记录已被其他程序取走");
-                summary.counts.skipped += 1;
-                continue;
-            }
-            Some(InBin::NoToken) => {
-                warn!("  ⚠️ 回收站记录 {id} 不含 Token，未恢复");
-                summary.fail("回收站记录不含 Token");
-                continue;
-            }
-            Some(InBin::Token(entry)) => entry,
+        let Some(document) = store.bin_document(id)? else {
+            info!("  ⏭️ 跳过: 回收站记录已被其他程序取走");
+            summary.counts.skipped += 1;
+            continue;
+        };
+        let Some(entry) = BinEntry::read(&document) else {
+            warn!("  ⚠️ 回收站记录 {id} 不含 Token，未恢复");
+            summary.fail("回收站记录不含 Token");
+            continue;
         };
         let shown = describe(store, &entry)?;
+        let skip = |reason: &str, summary: &mut Summary| {
+            warn!("  ⏭️ 未恢复: {shown}，{reason}");
+            summary.counts.skipped += 1;
+        };
+        if let Some(obstacle) = obstacle(store, &entry)? {
+            skip(obstacle, summary);
+            continue;
+        }
         match store.put_back(&entry) {
-            Ok(Restored::Yes) => {
+            Ok(Written::Done | Written::Would) => {
                 info!("  ✅ {verb}: {shown}");
                 summary.counts.success += 1;
                 if let Err(error) = store.take_out_of_bin(entry.id) {
@@ -65,14 +70,9 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
                     }
                 }
             }
-            Ok(reason) => {
-                let is_same = reason == Restored::SameIdExists;
-                let reason = if is_same { "该 Token 已存在" } else { "该名片已有新的 Token" };
-                warn!("  ⏭️ 未恢复: {shown}，{reason}");
-                summary.counts.skipped += 1;
-            }
+            Ok(Written::Changed) => skip("与已有的 Token 重复", summary),
             // Written, but maybe not for good: the copy stays in the bin.
-            Err(error @ DbError::Unconfirmed(_)) if store.exists(entry.token_id)? => {
+            Err(error @ DbError::Unconfirmed(_)) => {
                 warn!("  ⚠️ {verb}，但未经确认，副本留在回收站中: {shown}");
                 summary.counts.success += 1;
                 return Err(error);
@@ -87,6 +87,15 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
         }
     }
     Ok(())
+}
+
+/// What an entry must not be put back beside.
+fn obstacle(store: &Store, entry: &BinEntry) -> Result<Option<&'static str>> {
+    if store.exists(entry.token_id)? {
+        return Ok(Some("该 Token 已存在"));
+    }
+    let has_token = entry.card_id.map_or(Ok(false), |card_id| store.card_has_token(card_id))?;
+    Ok(has_token.then_some("该名片已有新的 Token"))
 }
 
 /// An entry's card, reason and time, safe to show.

@@ -1,7 +1,5 @@
 //! The four checks of `--self-test`. Nothing is ever deleted here.
 
-use std::time::{Duration, Instant};
-
 use log::{error, info, warn};
 
 use crate::api::Api;
@@ -9,18 +7,15 @@ use crate::args::Args;
 use crate::cleanup::expired;
 use crate::db_error::Result;
 use crate::reads::Token;
-use crate::refresh::{card_name, last_used, user_name, warn_of_future};
+use crate::refresh::warn_of_future;
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
-use crate::text::AccessToken;
-use crate::verdict::Verdict;
+use crate::verdict::{Silence, Verdict};
 use crate::writes::Written;
 
 const CHECKS: [&str; 4] = ["数据库连接", "Token 存在性", "单个 Token 刷新", "清理功能"];
 const CLEANUP_DAYS: u32 = 30;
-/// How long the one token is asked about again.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the checks that follow the connection and says which passed.
 pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
@@ -78,21 +73,21 @@ fn show_newest(store: &Store) -> Result<Option<Token>> {
         info!("最近的 Token:");
     }
     for token in &newest {
-        info!("  - 名片: {}", card_name(token));
-        info!("    用户: {}", user_name(token));
-        info!("    最后使用: {}", last_used(token));
+        info!("  - 名片: {}", token.card_name);
+        info!("    用户: {}", token.user);
+        info!("    最后使用: {}", token.used());
     }
     Ok(newest.into_iter().next())
 }
 
 /// Refreshes one token; an invalid one is reported and kept.
 fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Result<bool> {
-    let name = card_name(token);
+    let name = &token.card_name;
     info!("测试 Token: 名片 '{name}'");
-    info!("旧的最后使用时间: {}", last_used(token));
-    let reason = match token.access_token.as_ref().filter(|token| AccessToken::is_sendable(token)) {
-        None => "没有可用的 access_token".to_owned(),
-        Some(access_token) => match api.ask(access_token, Instant::now() + PATIENCE) {
+    info!("旧的最后使用时间: {}", token.used());
+    let reason = match token.sendable() {
+        Err(reason) => reason.to_owned(),
+        Ok(access_token) => match api.ask(access_token, Silence::default().patience_ends()) {
             Verdict::Valid { .. } => match store.mark_used(token)? {
                 Written::Changed => {
                     warn!("⏭️ 名片 '{name}' 跳过: Token 已被其他程序更改");

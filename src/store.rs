@@ -35,6 +35,8 @@ const SELECTION_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a copy may wait for a majority of a replica set.
 const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CLOCK_DIFFERENCE_MS: u64 = 3_600_000;
+/// Before a lost connection or place is tried again.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Documents in one reply of the server: few enough for the memory, many enough for few replies.
 const BATCH: u32 = 2_000;
 /// How often a scan starts anew after it lost its place.
@@ -112,7 +114,7 @@ impl Store {
                     return Err(said.unwrap_or_else(|| cause::TIMED_OUT.to_owned()));
                 }
                 Some(Err(error)) => {
-                    let pause_end = Instant::now() + Duration::from_millis(250);
+                    let pause_end = Instant::now() + PAUSE;
                     if !is_passing(&error) || cause::is_final(&error) || pause_end >= end {
                         return Err(cause::describe(&error, connection));
                     }
@@ -199,6 +201,7 @@ impl Store {
                         if is_passing(&error) && scans < MAX_SCANS && stop::requested().is_none() =>
                     {
                         debug!("  读取中断，从头再读");
+                        stop::sleep_until(Instant::now() + PAUSE);
                         scans += 1;
                         continue 'scan;
                     }

@@ -86,8 +86,10 @@ pub struct Summary {
     pub stop: Option<Stop>,
     /// Whether a deletion of the cleanup failed.
     pub cleanup_failed: bool,
-    /// Whether any token was valid or condemned, whatever became of it.
-    pub any_verdict: bool,
+    /// Whether any token was valid, whatever became of it.
+    pub any_valid: bool,
+    /// Whether any token was condemned, whatever became of it.
+    pub any_invalid: bool,
     reasons: HashMap<String, usize>,
 }
 
@@ -139,7 +141,7 @@ impl Summary {
 
     /// Whether something failed and nothing was valid or condemned.
     pub fn nothing_worked(&self) -> bool {
-        self.counts.failed > 0 && !self.any_verdict
+        self.counts.failed > 0 && !self.any_valid && !self.any_invalid
     }
 
     /// The lines of the statistics.
@@ -322,7 +324,7 @@ mod tests {
             ]
         );
         assert!(summary.nothing_worked());
-        summary.any_verdict = true;
+        summary.any_invalid = true;
         assert!(!summary.nothing_worked());
     }
 

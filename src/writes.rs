@@ -30,17 +30,6 @@ pub enum Written {
     Changed,
 }
 
-/// What became of a deleted token that was to be put back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Restored {
-    /// It was put back.
-    Yes,
-    /// A document with its `_id` exists.
-    SameIdExists,
-    /// Its card has a token again.
-    CardHasToken,
-}
-
 /// The fields of a token that is imported.
 pub struct NewToken {
     /// The card it belongs to.
@@ -144,21 +133,9 @@ impl Store {
         Ok(self.worker.repeat(purge).1?.deleted_count)
     }
 
-    /// Puts a deleted token back as it was, unless its `_id` exists or its
-    /// card has a token again. Never overwrites. The copy stays in the bin.
-    pub fn put_back(&self, entry: &BinEntry) -> Result<Restored> {
-        if self.exists(entry.token_id)? {
-            return Ok(Restored::SameIdExists);
-        }
-        if let Some(card_id) = entry.card_id
-            && self.card_has_token(card_id)?
-        {
-            return Ok(Restored::CardHasToken);
-        }
-        match self.add_document(&entry.token, entry.token_id, entry.card_id)? {
-            Written::Changed => Ok(Restored::SameIdExists), // somebody else was faster
-            Written::Done | Written::Would => Ok(Restored::Yes),
-        }
+    /// Puts a deleted token back as it was. Never overwrites. The copy stays in the bin.
+    pub fn put_back(&self, entry: &BinEntry) -> Result<Written> {
+        self.add_document(&entry.token, entry.token_id, entry.card_id)
     }
 
     /// Adds an imported token; never changes one.
@@ -192,8 +169,13 @@ impl Store {
         let (tokens, document) = (self.confirmed(&self.tokens), document.clone());
         let (tries, result) = self.worker.repeat(move |_| tokens.insert_one(&document).run());
         match result {
-            // An earlier try got through, only its answer did not.
-            Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.exists(id)? => Ok(Written::Done),
+            // An earlier try got through, only its answer did not; a majority that has a later write has it too.
+            Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.exists(id)? => {
+                let bin = self.confirmed(&self.bin);
+                let nothing = doc! { "_id": ObjectId::new() };
+                self.worker.repeat(move |_| bin.delete_one(nothing.clone()).run()).1?;
+                Ok(Written::Done)
+            }
             Err(DbError::Other(DUPLICATE_KEY)) => Ok(Written::Changed),
             other => other.map(|_| Written::Done),
         }
