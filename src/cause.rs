@@ -52,7 +52,8 @@ const CAUSES: [(&str, &str, &str); 32] = [
 
 /// What a server that does not answer leaves.
 pub const TIMED_OUT: &str = "超时；请检查防火墙、安全组和 IP 白名单";
-const SLOW_NAME: &str = "域名解析超时；请检查 DNS 服务器 (/etc/resolv.conf)";
+/// What a name server that does not answer leaves.
+pub const SLOW_NAME: &str = "域名解析超时；请检查 DNS 服务器 (/etc/resolv.conf)";
 
 /// What waiting does not change, once all servers say so.
 const FINAL: [&str; 3] = ["(os error 111)", "invalid peer certificate", "Name or service not known"];

@@ -20,7 +20,6 @@ use crate::writes::Written;
 
 /// A token that is to be deleted.
 pub struct Candidate {
-    /// The document's `_id`.
     pub id: ObjectId,
     /// What must still hold for it to be copied; what is deleted is then compared with the copy.
     pub guard: Document,

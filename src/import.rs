@@ -143,9 +143,9 @@ fn new_token(clock: &Clock, card_id: ObjectId, value: &Value) -> result::Result<
     Ok(NewToken {
         card_id,
         access_token: AccessToken::new(&text("access_token")).ok_or("缺少 access_token")?,
-        user: text("uname"),
-        picture: text("pic"),
-        union_id: text("unionid"),
+        uname: text("uname"),
+        pic: text("pic"),
+        unionid: text("unionid"),
         created_at: saved_at(clock, &value["_save_time"]).unwrap_or_else(|| clock.wall_now()),
     })
 }

@@ -20,9 +20,8 @@ pub const CHUNK: usize = 200;
 #[derive(Debug, Clone, Copy)]
 #[repr(C, packed(4))] // without padding
 pub struct Entry {
-    /// The document's `_id`.
     pub id: ObjectId,
-    /// `last_used` in milliseconds; the smallest number when it is no date.
+    /// In milliseconds; the smallest number when it is no date.
     last_used: i64,
 }
 
@@ -40,7 +39,6 @@ impl Entry {
 
 /// The tokens of a run, least recently used first.
 pub struct Entries {
-    /// Those that can be checked.
     pub list: Vec<Entry>,
     /// How many documents have another `_id` than an `ObjectId`: the application makes none such.
     pub foreign: usize,
@@ -49,7 +47,6 @@ pub struct Entries {
 /// What the run needs to know of a token. Whatever is missing or of another
 /// type in the document is `None`.
 pub struct Token {
-    /// The document's `_id`.
     pub id: ObjectId,
     access_token: Option<AccessToken>,
     /// `uname`, safe to show.
@@ -93,15 +90,11 @@ impl Token {
 
 /// An entry of the recycle bin.
 pub struct BinEntry {
-    /// The entry's own `_id`.
     pub id: ObjectId,
-    /// Why the token was deleted.
     pub reason: String,
-    /// When, in true UTC.
+    /// In true UTC.
     pub deleted_at: Timestamp,
-    /// The token's `_id`.
     pub token_id: ObjectId,
-    /// The token's card.
     pub card_id: Option<ObjectId>,
     /// The token as it was.
     pub token: RawDocumentBuf,

@@ -15,11 +15,11 @@ use mongodb::options::{
     Acknowledgment, ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria,
     WriteConcern,
 };
-use mongodb::sync::{Client, Collection, Cursor};
+use mongodb::sync::{Client, Collection, Cursor, Database};
 
 use crate::cause;
 use crate::clock::Clock;
-use crate::db_error::{DbError, Result, is_passing};
+use crate::db_error::{Result, is_passing};
 use crate::stop;
 use crate::uri::Connection;
 use crate::worker::Worker;
@@ -53,7 +53,7 @@ pub struct Store {
     pub card: Option<ObjectId>,
     pub(crate) dry_run: bool,
     pub(crate) worker: Worker,
-    pub(crate) database: mongodb::sync::Database,
+    pub(crate) database: Database,
     pub(crate) tokens: Documents,
     pub(crate) cards: Documents,
     pub(crate) bin: Documents,
@@ -64,8 +64,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects and reads once (a ping would succeed without logging in), and
-    /// compares the clocks.
+    /// Connects, reads once, and compares the clocks.
     ///
     /// # Errors
     /// What is wrong and what to do, safe to show.
@@ -99,20 +98,16 @@ impl Store {
         let (database, limit) = match opened {
             Some(Ok(opened)) => opened,
             Some(Err(error)) => return Err(cause::describe(&error, connection)),
-            None => return Err(cause::TIMED_OUT.to_owned()),
+            // Nothing but the look-up of mongodb+srv:// takes time so far.
+            None => return Err(cause::SLOW_NAME.to_owned()),
         };
         let tokens: Documents = database.collection(TOKENS);
-        let end = started + limit;
+        let end = started + limit * 9 / 10; // the rest is for finding the cause
         let mut last = None;
-        loop {
-            let probe = tokens.clone();
-            match worker.wait_for(end, move || probe.find_one(doc! {}).projection(doc! { "_id": 1 }).run()) {
-                Some(Ok(_)) => break,
-                // What the servers said when they were last asked is the cause.
-                None => {
-                    let said = last.as_ref().map(|error| cause::describe(error, connection));
-                    return Err(said.unwrap_or_else(|| cause::TIMED_OUT.to_owned()));
-                }
+        let hello = loop {
+            let probe = (tokens.clone(), database.clone());
+            match worker.wait_for(end, move || read_and_greet(&probe.0, &probe.1)) {
+                Some(Ok(hello)) => break hello,
                 Some(Err(error)) => {
                     let pause_end = Instant::now() + PAUSE;
                     if !is_passing(&error) || cause::is_final(&error) || pause_end >= end {
@@ -124,15 +119,14 @@ impl Store {
                     }
                     last = Some(error);
                 }
+                // What the servers said when they were last asked is the cause.
+                None => {
+                    let said = last.map(|error| cause::describe(&error, connection));
+                    return Err(said.unwrap_or_else(|| cause::TIMED_OUT.to_owned()));
+                }
             }
-        }
-        let handle = database.clone();
-        let hello = worker.repeat(move |_| handle.run_command(doc! { "isMaster": 1 }).run()).1;
-        let reply = match hello {
-            Err(DbError::Lost(what)) => return Err(format!("连接中断 ({what})；请检查数据库和网络")),
-            reply => reply.ok(),
         };
-        match reply.and_then(|reply| reply.get_datetime("localTime").ok().copied()) {
+        match hello.and_then(|hello| hello.get_datetime("localTime").ok().copied()) {
             Some(theirs) => compare_clocks(&clock, theirs.timestamp_millis())?,
             None => debug!("  数据库服务器没有报告时钟"),
         }
@@ -210,6 +204,15 @@ impl Store {
                 }
             }
         }
+    }
+}
+
+/// Reads once, since a ping would succeed without logging in, and asks the server about itself.
+fn read_and_greet(tokens: &Documents, database: &Database) -> mongodb::error::Result<Option<Document>> {
+    tokens.find_one(doc! {}).projection(doc! { "_id": 1 }).run()?;
+    match database.run_command(doc! { "isMaster": 1 }).run() {
+        Err(error) if is_passing(&error) => Err(error),
+        reply => Ok(reply.ok()),
     }
 }
 

@@ -22,9 +22,8 @@ const BIN_HOURS: u32 = 30 * 24;
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// It was done.
     Done,
-    /// It would have been done: this is a dry run.
+    /// This is a dry run.
     Would,
     /// What it was decided on had changed meanwhile; nothing was written.
     Changed,
@@ -32,17 +31,11 @@ pub enum Written {
 
 /// The fields of a token that is imported.
 pub struct NewToken {
-    /// The card it belongs to.
     pub card_id: ObjectId,
-    /// The secret.
     pub access_token: AccessToken,
-    /// `uname`.
-    pub user: String,
-    /// `pic`.
-    pub picture: String,
-    /// `unionid`.
-    pub union_id: String,
-    /// `created_at`.
+    pub uname: String,
+    pub pic: String,
+    pub unionid: String,
     pub created_at: WallTime,
 }
 
@@ -146,9 +139,9 @@ impl Store {
             "_id": id,
             "card": token.card_id,
             "access_token": token.access_token.expose(),
-            "uname": token.user.as_str(),
-            "pic": token.picture.as_str(),
-            "unionid": token.union_id.as_str(),
+            "uname": token.uname.as_str(),
+            "pic": token.pic.as_str(),
+            "unionid": token.unionid.as_str(),
             "created_at": DateTime::from_millis(token.created_at.0),
             "updated_at": now,
             "last_used": now,

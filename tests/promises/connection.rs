@@ -9,7 +9,7 @@ use mongodb::bson::{Document, doc};
 use socket2::{Domain, Socket, Type};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -518,5 +518,26 @@ fn tls_sockets_and_certificates_that_fit_are_used() {
         let db = Mongod::shared().fresh_db();
         let outcome = Run::new(&db, &api).env("MONGODB_URI", uri).arg("--json").go().expect(0);
         assert_eq!(outcome.json()["total"], 0);
+    }
+}
+
+/// A name server of the program's own, which never answers; only root may be one.
+#[test]
+fn a_silent_name_server_is_the_cause() {
+    let Ok(_silent) = UdpSocket::bind("127.0.0.77:53") else {
+        assert!(std::env::var_os("CI").is_none(), "nothing may be skipped in CI");
+        return println!("Silent name server: skipped, needs root");
+    };
+    let (db, api) = (Mongod::shared().fresh_db(), Stub::always(Reply::valid()));
+    let resolver = file("resolv.conf", "nameserver 127.0.0.77\n", 0o644);
+    let inside = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    for scheme in ["mongodb", "mongodb+srv"] {
+        count(Total::Faults, 1);
+        let run = Run::new(&db, &api).no_args().program("unshare").args(["--mount", "sh", "-c", inside]);
+        let run = run.arg(&resolver).arg(env!("CARGO_BIN_EXE_refresh_baoming_tokens"));
+        let outcome = run.env("MONGODB_URI", format!("{scheme}://db.example/")).limit(PROMPT).go();
+        assert!(outcome.stdout.contains("数据库 db.example 连接失败: 域名解析超时；"), "{outcome:?}");
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(outcome.elapsed < Duration::from_secs(13), "{outcome:?}");
     }
 }
