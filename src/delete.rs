@@ -16,7 +16,7 @@ use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
 use crate::verdict::{Silence, Verdict};
-use crate::writes::Written;
+use crate::writes::{Written, unchanged};
 
 /// A token that is to be deleted.
 pub struct Candidate {
@@ -168,13 +168,17 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     let Some(copy) = store.whole(&candidate.guard).map_err(kept)? else {
         return Ok(Fate::Changed);
     };
+    let unchanged = match unchanged(candidate.id, &copy) {
+        Ok(unchanged) => unchanged,
+        Err(error) => return Ok(Fate::Failed(error.to_string())),
+    };
     let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(kept)?;
     let take_copy_out = || {
         if let Err(error) = store.take_out_of_bin(entry) {
             warn!("  ⚠️ {} Token 保留，但它的副本留在回收站中: {error}", candidate.label);
         }
     };
-    let error = match store.delete(candidate.id, &copy) {
+    let error = match store.delete(candidate.id, unchanged) {
         (_, Ok(Written::Done | Written::Would)) => return Ok(Fate::Deleted),
         (1, Ok(Written::Changed)) => {
             take_copy_out();

@@ -54,18 +54,13 @@ impl Store {
         Ok(done_if(self.worker.repeat(update).1?.matched_count))
     }
 
-    /// Deletes a token if not one byte of it has changed since it was copied.
-    /// The number of tries comes back with the result.
-    pub fn delete(&self, id: ObjectId, copy: &RawDocumentBuf) -> (u32, Result<Written>) {
-        let guard = rawdoc! { "_id": id, "$expr": { "$eq": ["$$ROOT", { "$literal": copy.clone() }] } };
-        let Ok(filter) = Document::try_from(&guard) else {
-            return (1, Err(DbError::Other(0)));
-        };
+    /// Deletes a token if it is still `unchanged`. The number of tries comes back with the result.
+    pub fn delete(&self, id: ObjectId, unchanged: Document) -> (u32, Result<Written>) {
         if self.dry_run {
-            return (1, self.would_change(id, &filter));
+            return (1, self.would_change(id, &unchanged));
         }
         let tokens = self.tokens.clone();
-        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(filter.clone()).run());
+        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(unchanged.clone()).run());
         (tries, result.map(|result| done_if(result.deleted_count)))
     }
 
@@ -173,6 +168,15 @@ impl Store {
             other => other.map(|_| Written::Done),
         }
     }
+}
+
+/// The filter that finds a token if not one field of it has changed since it was copied.
+///
+/// # Errors
+/// A document that breaks BSON's own rules, a text that is no UTF-8 for instance.
+pub fn unchanged(id: ObjectId, copy: &RawDocumentBuf) -> Result<Document> {
+    let filter = rawdoc! { "_id": id, "$expr": { "$eq": ["$$ROOT", { "$literal": copy.clone() }] } };
+    Document::try_from(&filter).map_err(|_| DbError::Other(0))
 }
 
 fn done_if(count: u64) -> Written {

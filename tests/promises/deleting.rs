@@ -4,7 +4,7 @@
 use crate::support::compare::{assert_bin_entry, assert_text, timeless};
 use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, scratch_dir, unique_token};
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{DateTime, doc};
+use mongodb::bson::{DateTime, RawDocumentBuf, doc};
 use std::time::{Duration, SystemTime};
 
 const CLEANUP: &str = "\
@@ -119,4 +119,24 @@ fn a_complete_run_purges_what_lay_in_the_bin_for_30_days() {
     assert_eq!(left(), ["not yet".into(), "too old".into()]);
     run(&[]);
     assert_eq!(left(), ["not yet".into()]);
+}
+
+/// No filter can be made of it, so it could not be told whether the copy is the token: no copy is left behind either.
+#[test]
+fn a_document_that_is_no_proper_bson_is_kept() {
+    let db = Mongod::shared().fresh_db();
+    let (id, access_token) = (ObjectId::new(), unique_token("invalid"));
+    db.add_secret(&access_token);
+    let mut bytes =
+        doc! { "_id": id, "access_token": access_token, "uname": "\u{1}AAAA" }.to_vec().expect("BSON");
+    let name = bytes.windows(5).position(|window| window == b"\x01AAAA").expect("the name");
+    bytes[name] = 0xff;
+    let document = RawDocumentBuf::from_bytes(bytes).expect("BSON");
+    db.db.collection::<RawDocumentBuf>("baoming_tokens").insert_one(&document).run().expect("token");
+    for _ in 0..2 {
+        let outcome = Run::new(&db, &Stub::always(Reply::invalid())).go().expect(3);
+        assert_eq!((outcome.stat("失败"), outcome.stat("删除")), (1, 0));
+    }
+    let after = db.snapshot();
+    assert_eq!((after.tokens.len(), after.bin.len()), (1, 0));
 }
