@@ -37,13 +37,6 @@ impl Entry {
     }
 }
 
-/// The tokens of a run, least recently used first.
-pub struct Entries {
-    pub list: Vec<Entry>,
-    /// How many documents have another `_id` than an `ObjectId`: the application makes none such.
-    pub foreign: usize,
-}
-
 /// What the run needs to know of a token. Whatever is missing or of another
 /// type in the document is `None`.
 pub struct Token {
@@ -118,8 +111,9 @@ impl BinEntry {
 impl Store {
     /// The tokens of a shard and of the chosen card, least recently used first;
     /// with `used_since` only those used then or later. Sorted here: the server
-    /// would need an index or all documents in memory.
-    pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<Entries> {
+    /// would need an index or all documents in memory. Then, how many documents
+    /// have another `_id` than an `ObjectId`: the application makes none such.
+    pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<(Vec<Entry>, usize)> {
         let mut filter = self.card.map_or_else(Document::new, of_card);
         if let Some(at) = used_since {
             filter.insert("last_used", doc! { "$gte": DateTime::from_millis(at.0) });
@@ -135,11 +129,11 @@ impl Store {
         let found = self.scan(&self.tokens, filter, doc! { "_id": 1, "last_used": 1 }, pick)?;
         let total = found.len();
         let left_out = self.pretended_changed.borrow();
-        let mut list: Vec<Entry> = found.into_iter().flatten().collect();
-        let foreign = total - list.len();
-        list.retain(|entry| !left_out.contains(&entry.id));
-        list.sort_unstable_by_key(|entry| (entry.last_used, entry.id));
-        Ok(Entries { list, foreign })
+        let mut entries: Vec<Entry> = found.into_iter().flatten().collect();
+        let foreign = total - entries.len();
+        entries.retain(|entry| !left_out.contains(&entry.id));
+        entries.sort_unstable_by_key(|entry| (entry.last_used, entry.id));
+        Ok((entries, foreign))
     }
 
     /// The present state of some tokens with the names of their cards. Tokens

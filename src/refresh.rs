@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::db_error::DbError;
 use crate::delete::{self, Candidate};
 use crate::logging::statistics_level;
-use crate::reads::{CHUNK, Entries, Entry, Token};
+use crate::reads::{CHUNK, Entry, Token};
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
@@ -114,26 +114,26 @@ impl Run<'_> {
             info!("📊 只刷新 {days} 天内使用过的 Token");
         }
         let since = args.max_age_days.map(|days| now.minus_days(days));
-        let Entries { list, foreign } = store.entries(since, args.shard)?;
+        let (entries, foreign) = store.entries(since, args.shard)?;
         self.collection_size = match (args.cleanup_days, since) {
-            (Some(_), Some(_)) => store.entries(None, args.shard)?.list.len(),
-            _ => list.len(),
+            (Some(_), Some(_)) => store.entries(None, args.shard)?.0.len(),
+            _ => entries.len(),
         };
-        self.summary.counts.total = list.len() + foreign;
+        self.summary.counts.total = entries.len() + foreign;
         if self.summary.counts.total == 0 {
             if !store.has_tokens_collection().unwrap_or(true) {
                 warn!("⚠️ 数据库中没有 baoming_tokens 集合；数据库名 (MONGODB_DB_NAME) 是否正确？");
             }
             info!("✅ 没有需要刷新的 Token");
-            return Ok(list);
+            return Ok(entries);
         }
         info!("📊 找到 {} 个 Token 需要刷新", self.summary.counts.total);
-        warn_of_future(&list, &store.clock);
+        warn_of_future(&entries, &store.clock);
         info!("{SINGLE_LINE}");
         for _ in 0..foreign {
             self.fail("baoming_tokens 中的一个文档", "_id 不是 ObjectId");
         }
-        Ok(list)
+        Ok(entries)
     }
 
     /// Asks about each token, least recently used first.

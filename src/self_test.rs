@@ -120,7 +120,7 @@ fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Re
 
 fn count_expired(store: &Store, args: &Args) -> Result<()> {
     let days = args.cleanup_days.unwrap_or(CLEANUP_DAYS);
-    let all = store.entries(None, args.shard)?.list;
+    let all = store.entries(None, args.shard)?.0;
     warn_of_future(&all, &store.clock);
     let count = expired(all, store.clock.wall_now(), days).len();
     info!("📊 发现 {count} 个 {days} 天未使用的 Token");
