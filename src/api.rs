@@ -71,30 +71,27 @@ impl Api {
     }
 
     fn ask_over(&self, agent: &Agent, token: &AccessToken, patience_ends: Instant) -> Verdict {
+        let is_over = || stop::requested().is_some() || Instant::now() >= patience_ends;
         let mut tries = 0;
-        loop {
+        let verdict = loop {
             tries += 1;
             let (verdict, retry_after) = match self.call(agent, token) {
                 Ok((status, body, retry_after)) => (judge(status, &body), retry_after),
-                Err(Error::BodyExceedsLimit(_)) => (no_answer(TOO_LARGE.to_owned(), false), None),
-                Err(error) => (no_answer(describe(&error), true), None),
+                Err(Error::BodyExceedsLimit(_)) => (Verdict::no_answer(TOO_LARGE, false), None),
+                Err(error) => (Verdict::no_answer(describe(&error), true), None),
             };
-            let Verdict::NoAnswer { reason, is_passing: true } = &verdict else {
-                return presentable_verdict(verdict, token);
-            };
-            if tries > u64::from(self.retries)
-                || stop::requested().is_some()
-                || Instant::now() >= patience_ends
-            {
-                return presentable_verdict(verdict, token);
+            let Verdict::NoAnswer { reason, is_passing: true } = &verdict else { break verdict };
+            if tries > u64::from(self.retries) || is_over() {
+                break verdict;
             }
             let secs = retry_after.unwrap_or(tries).min(MAX_RETRY_AFTER_SECS);
             debug!("  📡 [API] {}，{secs} 秒后重试", presentable(reason, Some(token)));
             stop::sleep_until(Instant::now() + Duration::from_secs(secs));
-            if stop::requested().is_some() || Instant::now() >= patience_ends {
-                return presentable_verdict(verdict, token);
+            if is_over() {
+                break verdict;
             }
-        }
+        };
+        presentable_verdict(verdict, token)
     }
 
     /// One call: status, body and the seconds that `Retry-After` asks for.
@@ -118,10 +115,6 @@ impl Api {
     }
 }
 
-fn no_answer(reason: String, is_passing: bool) -> Verdict {
-    Verdict::NoAnswer { reason, is_passing }
-}
-
 /// The verdict with its texts made safe to show.
 fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
     let safe = |text: String| presentable(&text, Some(token));
@@ -136,7 +129,7 @@ fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
         }
         Verdict::Invalid(text) => Verdict::Invalid(safe(text)),
         Verdict::Unclear(text) => Verdict::Unclear(safe(text)),
-        Verdict::NoAnswer { reason, is_passing } => no_answer(safe(reason), is_passing),
+        Verdict::NoAnswer { reason, is_passing } => Verdict::no_answer(safe(reason), is_passing),
     }
 }
 

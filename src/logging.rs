@@ -29,11 +29,8 @@ const PIPE_PATIENCE: Duration = Duration::from_secs(2);
 /// What could not be written, from the first fault on; taken by [`failure`].
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 
-/// Starts the log: stdout, or stderr under `--json`, and the log file.
-/// `RUST_LOG` is not asked: it could only make libraries print secrets.
-///
-/// # Errors
-/// When the log file cannot be opened.
+/// Starts the log: stdout, or stderr under `--json`, and the log file, which may be
+/// an error. `RUST_LOG` is not asked: it could only make libraries print secrets.
 pub fn start(args: &Args, zone: TimeZone) -> io::Result<()> {
     let file = args.log_file.clone().map(LogFile::open).transpose()?;
     let sink = Sink { to_stderr: args.json, file };
