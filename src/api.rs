@@ -1,6 +1,6 @@
 //! The enroll API over HTTP: one token in, verdict out, with retries.
 
-use std::io;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -143,12 +143,52 @@ fn describe(error: &Error) -> String {
         Error::Protocol(_) | Error::Http(_) | Error::LargeResponseHeader(..) => {
             "API 的响应不是有效的 HTTP".to_owned()
         }
-        // rustls' own name for what is wrong with a certificate.
-        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string()))
-        }
-        Error::Io(error) if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
-        Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
+        Error::Io(error) => match error.kind() {
+            // Only rustls' errors come so, also those of its handshake; with its name for the fault.
+            ErrorKind::InvalidData => format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string())),
+            ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
+            _ if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
+            _ => "无法连接 API".to_owned(),
+        },
         _ => "无法连接 API".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// The fault when whoever listens there sends this.
+    fn fault(scheme: &str, sent: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("{scheme}://{}/", listener.local_addr().expect("an address"));
+        thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            let _ = client.read(&mut [0; 4096]);
+            client.write_all(sent.as_bytes())
+        });
+        let reply = ureq::agent().get(&url).call().and_then(|mut reply| reply.body_mut().read_to_vec());
+        describe(&reply.expect_err(sent))
+    }
+
+    #[test]
+    fn only_a_fault_of_tls_is_called_one() {
+        let is_http = "HTTP/1.1 400 Bad Request\r\n\r\n";
+        let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        let cut_short = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nzz";
+        let table = [
+            ("https", is_http, "与 API 的 TLS 连接失败: received corrupt message of type InvalidContentType"),
+            ("https", "", "API 中途断开连接"),
+            ("http", "junk\r\n\r\n", "API 的响应不是有效的 HTTP"),
+            ("http", bad_chunk, "API 的响应不是有效的 HTTP"),
+            ("http", cut_short, "API 中途断开连接"),
+        ];
+        for (scheme, sent, expected) in table {
+            assert_eq!(fault(scheme, sent), expected, "{scheme} {sent}");
+        }
     }
 }

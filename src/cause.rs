@@ -60,7 +60,7 @@ const FINAL: [&str; 6] = [
     "Name or service not known",
     "InvalidContentType",
     "fatal alert",
-    "does not match actual name \"",
+    "does not match actual name \u{22}", // its quote: a name, not <none>, as a member has that is starting
 ];
 
 /// Cause and next step, `CAUSE；HINT`.

@@ -49,13 +49,14 @@ pub fn zone_from_env() -> Result<TimeZone, String> {
         "无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)";
     let name = env::var_os("TZ");
     let is_empty = name.as_ref().is_some_and(|name| name.is_empty());
-    let zone = match fs::read("/etc/localtime") {
-        // jiff takes an empty `TZ` for UTC.
-        Ok(bytes) if is_empty => TimeZone::tzif("Local", &bytes),
-        _ => TimeZone::try_system(),
+    let zone = if is_empty {
+        // jiff would take this for UTC.
+        fs::read("/etc/localtime").ok().and_then(|bytes| TimeZone::tzif("Local", &bytes).ok())
+    } else {
+        TimeZone::try_system().ok()
     };
     let advice = if is_empty || name.is_none() { UNSET } else { UNKNOWN };
-    zone.ok().filter(|zone| !zone.is_unknown()).ok_or_else(|| advice.to_owned())
+    zone.filter(|zone| !zone.is_unknown()).ok_or_else(|| advice.to_owned())
 }
 
 /// An instant on a zone's wall clock.
