@@ -1,6 +1,6 @@
 //! The enroll API over HTTP: one token in, verdict out, with retries.
 
-use std::io;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -71,30 +71,27 @@ impl Api {
     }
 
     fn ask_over(&self, agent: &Agent, token: &AccessToken, patience_ends: Instant) -> Verdict {
+        let is_over = || stop::requested().is_some() || Instant::now() >= patience_ends;
         let mut tries = 0;
-        loop {
+        let verdict = loop {
             tries += 1;
             let (verdict, retry_after) = match self.call(agent, token) {
                 Ok((status, body, retry_after)) => (judge(status, &body), retry_after),
-                Err(Error::BodyExceedsLimit(_)) => (no_answer(TOO_LARGE.to_owned(), false), None),
-                Err(error) => (no_answer(describe(&error), true), None),
+                Err(Error::BodyExceedsLimit(_)) => (Verdict::no_answer(TOO_LARGE, false), None),
+                Err(error) => (Verdict::no_answer(describe(&error), true), None),
             };
-            let Verdict::NoAnswer { reason, is_passing: true } = &verdict else {
-                return presentable_verdict(verdict, token);
-            };
-            if tries > u64::from(self.retries)
-                || stop::requested().is_some()
-                || Instant::now() >= patience_ends
-            {
-                return presentable_verdict(verdict, token);
+            let Verdict::NoAnswer { reason, is_passing: true } = &verdict else { break verdict };
+            if tries > u64::from(self.retries) || is_over() {
+                break verdict;
             }
             let secs = retry_after.unwrap_or(tries).min(MAX_RETRY_AFTER_SECS);
             debug!("  📡 [API] {}，{secs} 秒后重试", presentable(reason, Some(token)));
             stop::sleep_until(Instant::now() + Duration::from_secs(secs));
-            if stop::requested().is_some() || Instant::now() >= patience_ends {
-                return presentable_verdict(verdict, token);
+            if is_over() {
+                break verdict;
             }
-        }
+        };
+        presentable_verdict(verdict, token)
     }
 
     /// One call: status, body and the seconds that `Retry-After` asks for.
@@ -118,10 +115,6 @@ impl Api {
     }
 }
 
-fn no_answer(reason: String, is_passing: bool) -> Verdict {
-    Verdict::NoAnswer { reason, is_passing }
-}
-
 /// The verdict with its texts made safe to show.
 fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
     let safe = |text: String| presentable(&text, Some(token));
@@ -136,7 +129,7 @@ fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
         }
         Verdict::Invalid(text) => Verdict::Invalid(safe(text)),
         Verdict::Unclear(text) => Verdict::Unclear(safe(text)),
-        Verdict::NoAnswer { reason, is_passing } => no_answer(safe(reason), is_passing),
+        Verdict::NoAnswer { reason, is_passing } => Verdict::no_answer(safe(reason), is_passing),
     }
 }
 
@@ -150,12 +143,52 @@ fn describe(error: &Error) -> String {
         Error::Protocol(_) | Error::Http(_) | Error::LargeResponseHeader(..) => {
             "API 的响应不是有效的 HTTP".to_owned()
         }
-        // rustls' own name for what is wrong with a certificate.
-        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string()))
-        }
-        Error::Io(error) if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
-        Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
+        Error::Io(error) => match error.kind() {
+            // Only rustls' errors come so, also those of its handshake; with its name for the fault.
+            ErrorKind::InvalidData => format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string())),
+            ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
+            _ if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
+            _ => "无法连接 API".to_owned(),
+        },
         _ => "无法连接 API".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// The fault when whoever listens there sends this.
+    fn fault(scheme: &str, sent: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("{scheme}://{}/", listener.local_addr().expect("an address"));
+        thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a client");
+            let _ = client.read(&mut [0; 4096]);
+            client.write_all(sent.as_bytes())
+        });
+        let reply = ureq::agent().get(&url).call().and_then(|mut reply| reply.body_mut().read_to_vec());
+        describe(&reply.expect_err(sent))
+    }
+
+    #[test]
+    fn only_a_fault_of_tls_is_called_one() {
+        let is_http = "HTTP/1.1 400 Bad Request\r\n\r\n";
+        let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        let cut_short = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nzz";
+        let table = [
+            ("https", is_http, "与 API 的 TLS 连接失败: received corrupt message of type InvalidContentType"),
+            ("https", "", "API 中途断开连接"),
+            ("http", "junk\r\n\r\n", "API 的响应不是有效的 HTTP"),
+            ("http", bad_chunk, "API 的响应不是有效的 HTTP"),
+            ("http", cut_short, "API 中途断开连接"),
+        ];
+        for (scheme, sent, expected) in table {
+            assert_eq!(fault(scheme, sent), expected, "{scheme} {sent}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: strict flags, one usage text.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf, absolute};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -65,7 +65,6 @@ API:
 
 /// What the program was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)] // The flags of the usage text above.
 pub enum Action {
     Refresh,
     Schedule { interval: Duration, run_immediately: bool },
@@ -101,11 +100,8 @@ pub struct Args {
 /// A hundred years: longer is a typing error.
 const MAX_DAYS: u32 = 36_500;
 
-/// Checks the command line (without the program's name).
-///
-/// # Errors
-/// One line that names the flag. Values are never repeated: they may be a
-/// secret that was put in the wrong place.
+/// Checks the command line (without the program's name). An error is one line
+/// that names the flag, never its value: it may be a secret in the wrong place.
 pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
     let flags = Flags::read(args)?;
     flags.check_combinations()?;
@@ -113,14 +109,16 @@ pub fn parse(args: Vec<OsString>) -> Result<Args, String> {
     let hours = |flag| flags.number(flag, 1, MAX_DAYS * 24);
     let (interval, restore_hours) = (hours("--interval")?.unwrap_or_default(), hours("--restore-hours")?);
     let minutes = flags.number("--interval-minutes", 1, MAX_DAYS * 24 * 60)?.unwrap_or(interval * 60);
-    let (log_file, metrics_file) = (flags.path("--log-file"), flags.path("--metrics-file"));
-    if log_file.is_some() && log_file.as_deref().map(real_path) == metrics_file.as_deref().map(real_path) {
+    let [import_file, log_file, metrics_file] =
+        ["--import-json", "--log-file", "--metrics-file"].map(|flag| flags.text(flag).map(PathBuf::from));
+    let place = |file: &Option<PathBuf>| file.as_deref().and_then(place);
+    if place(&log_file).is_some_and(|log| Some(log) == place(&metrics_file)) {
         return Err(cannot_combine("--log-file", "--metrics-file (同一文件, same file)"));
     }
     let is_eid = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let eid = |text: &str| (text.len() <= 64 && text.chars().all(is_eid)).then(|| text.to_owned());
     Ok(Args {
-        action: match (restore_hours, flags.path("--import-json")) {
+        action: match (restore_hours, import_file) {
             _ if flags.has("--help") => Action::Help,
             _ if flags.has("--version") => Action::Version,
             _ if flags.has("--scheduler") => Action::Schedule {
@@ -185,17 +183,16 @@ const FLAGS: [(&str, Option<&str>, &[&str]); 24] = [
 
 type Parsed<T> = Result<Option<T>, String>;
 
-/// The flags as given, each at most once, with their values.
-struct Flags(Vec<(&'static str, Option<String>)>);
+/// The flags as given, each at most once, with their values; empty where a flag takes none.
+struct Flags(Vec<(&'static str, String)>);
 
 impl Flags {
     /// Not with `pico_args`: it takes flags out of the line one by one, so that
     /// in `--restore-hours --dry-run 24` the 24 would become the hours.
     fn read(args: Vec<OsString>) -> Result<Self, String> {
-        let mut given: Vec<(&str, Option<String>)> = Vec::new();
-        let mut args = args.into_iter();
+        let mut given: Vec<(&str, String)> = Vec::new();
+        let mut args = args.into_iter().map(|arg| arg.to_string_lossy().into_owned());
         while let Some(arg) = args.next() {
-            let arg = arg.to_string_lossy();
             let (name, value) =
                 arg.split_once('=').map_or((&*arg, None), |(name, value)| (name, Some(value)));
             let long = match name {
@@ -210,16 +207,14 @@ impl Flags {
             if given.iter().any(|(known, _)| known == flag) {
                 return Err(format!("{name} 重复给出 (given more than once)"));
             }
-            let next = |value: OsString| value.to_string_lossy().into_owned();
             let value = match (default, value) {
-                (None, None) => None,
+                (None, None) => String::new(),
                 (None, Some(_)) => return Err(format!("{name} 不带值 (takes no value)")),
-                (Some(_), Some(value)) => Some(value.to_owned()),
+                (Some(_), Some(value)) => value.to_owned(),
                 // What looks like a flag is one.
-                (Some(_), None) => args.next().map(next).filter(|value| !value.starts_with('-')),
+                (Some(_), None) => args.next().filter(|value| !value.starts_with('-')).unwrap_or_default(),
             };
-            let is_missing = |value: &String| value.is_empty() || value.contains('\u{fffd}');
-            if default.is_some() && value.as_ref().is_none_or(is_missing) {
+            if default.is_some() && value.is_empty() || value.contains('\u{fffd}') {
                 return Err(format!("{name} 缺少值，或值不是 UTF-8 (needs a value in UTF-8)"));
             }
             given.push((*flag, value));
@@ -233,12 +228,8 @@ impl Flags {
 
     /// The value given, else the default.
     fn text(&self, flag: &str) -> Option<&str> {
-        let given = self.0.iter().find(|(given, _)| *given == flag).and_then(|(_, value)| value.as_deref());
+        let given = self.0.iter().find(|(given, _)| *given == flag).map(|(_, value)| value.as_str());
         given.or(default(flag)).filter(|value| !value.is_empty())
-    }
-
-    fn path(&self, flag: &str) -> Option<PathBuf> {
-        self.text(flag).map(PathBuf::from)
     }
 
     fn value<T>(&self, flag: &str, must: &str, parse: impl Fn(&str) -> Option<T>) -> Parsed<T> {
@@ -247,8 +238,7 @@ impl Flags {
     }
 
     fn number(&self, flag: &str, min: u32, max: u32) -> Parsed<u32> {
-        let range = |text: &str| u32::try_from(digits(text)?).ok().filter(|n| (min..=max).contains(n));
-        self.value(flag, &format!("{min}..{max}"), range)
+        self.value(flag, &format!("{min}..{max}"), |text| digits(text).filter(|n| (min..=max).contains(n)))
     }
 
     fn check_combinations(&self) -> Result<(), String> {
@@ -265,11 +255,10 @@ impl Flags {
     }
 
     fn changed(&self) -> String {
-        let shown = self.0.iter().filter_map(|(flag, value)| match value {
-            None => Some((*flag).to_owned()),
-            Some(value) if default(flag) == Some(value) => None,
-            Some(value) if value.contains(char::is_whitespace) => Some(format!("{flag} '{}'", escape(value))),
-            Some(value) => Some(format!("{flag} {}", escape(value))),
+        let changed = self.0.iter().filter(|(flag, value)| default(flag) != Some(value));
+        let shown = changed.map(|(flag, value)| match escape(value) {
+            value if value.contains(char::is_whitespace) => format!("{flag} '{value}'"),
+            value => format!("{flag} {value}").trim_end().to_owned(),
         });
         shown.collect::<Vec<_>>().join(" ")
     }
@@ -296,13 +285,11 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// Where a file is or will be, whatever way its path is written.
-fn real_path(path: &Path) -> PathBuf {
-    let in_folder = || {
-        let folder = absolute(path).ok()?.parent()?.canonicalize().ok()?;
-        Some(folder.join(path.file_name()?))
-    };
-    path.canonicalize().ok().or_else(in_folder).or_else(|| absolute(path).ok()).unwrap_or_default()
+/// Where a file is or will be, whatever way its path is written; none without its folder.
+fn place(path: &Path) -> Option<PathBuf> {
+    let path = Path::new(".").join(path);
+    let in_folder = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(in_folder)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::uri::Connection;
 /// A fragment of what the driver says, the cause, what to do. The first that
 /// fits holds, so what only a living server says comes before what an absent one leaves.
 #[rustfmt::skip]
-const CAUSES: [(&str, &str, &str); 32] = [
+const CAUSES: [(&str, &str, &str); 30] = [
     ("UnknownIssuer", "证书不可信 (UnknownIssuer)", "请用 tlsCAFile 指定签发服务器证书的 CA"),
     ("CaUsedAsEndEntity", "证书不可信 (CaUsedAsEndEntity)", "服务器用 CA 证书作为自己的证书，请另签一张服务器证书"),
     ("not valid for name", "证书不可信 (NotValidForName)", "证书不含此主机名，请改用证书中的域名连接，或重签证书"),
@@ -30,8 +30,6 @@ const CAUSES: [(&str, &str, &str); 32] = [
     ("InvalidContentType", "服务器不使用 TLS", "请删除 tls=true，或在服务器上启用 TLS"),
     ("unexpected end of file", "服务器要求 TLS", "请在连接字符串中加上 tls=true，私有 CA 另加 tlsCAFile"),
     ("wire version", "服务器版本过旧", "需要 MongoDB 4.2 或更新的版本"),
-    ("command 18;", "认证失败", "请检查用户、密码和 authSource"),
-    ("command 8000;", "认证失败", "请检查用户、密码和 authSource"),
     ("Authentication", "认证失败", "请检查用户、密码和 authSource"),
     ("command 13; no user", "无权限 (Unauthorized)", "连接字符串中没有用户和密码，服务器要求登录"),
     ("command 13;", "无权限 (Unauthorized)", "请给该用户此数据库的 readWrite 权限"),
@@ -55,36 +53,44 @@ pub const TIMED_OUT: &str = "超时；请检查防火墙、安全组和 IP 白�
 /// What a name server that does not answer leaves.
 pub const SLOW_NAME: &str = "域名解析超时；请检查 DNS 服务器 (/etc/resolv.conf)";
 
-/// What waiting does not change, once all servers say so.
-const FINAL: [&str; 3] = ["(os error 111)", "invalid peer certificate", "Name or service not known"];
+/// What waiting does not change, once all servers say so. A connection that just
+/// ends is not of these: it may be a lack of TLS, or a relay whose server is not up yet.
+const FINAL: [&str; 6] = [
+    "(os error 111)",
+    "invalid peer certificate",
+    "Name or service not known",
+    "InvalidContentType",
+    "fatal alert",
+    "does not match actual name \u{22}", // its quote: a name, not <none>, as a member has that is starting
+];
 
 /// Cause and next step, `CAUSE；HINT`.
 pub fn describe(error: &Error, connection: &Connection) -> String {
-    let text = match &*error.kind {
-        ErrorKind::ServerSelection { message, .. } => match of_topology(message, connection) {
-            Ok(cause) => return cause,
-            Err(text) => text,
+    let has_user = connection.uri.expose().contains('@');
+    let cause = match &*error.kind {
+        ErrorKind::ServerSelection { message, .. } => of_topology(message, connection),
+        ErrorKind::Authentication { .. } => of_text("Authentication"),
+        ErrorKind::InvalidTlsConfig { .. } => of_text("InvalidTlsConfig"),
+        ErrorKind::Command(error) => match error.code {
+            18 | 8000 => of_text("Authentication"),
+            code if has_user => of_text(&format!("command {code};")),
+            code => of_text(&format!("command {code}; no user")),
         },
-        ErrorKind::Authentication { .. } => "Authentication".to_owned(),
-        ErrorKind::InvalidTlsConfig { .. } => "InvalidTlsConfig".to_owned(),
-        ErrorKind::Command(error) if connection.uri.expose().contains('@') => {
-            format!("command {};", error.code)
-        }
-        ErrorKind::Command(error) => format!("command {}; no user", error.code),
-        kind => kind.to_string(),
+        kind => of_text(&kind.to_string()),
     };
-    of_text(&text).unwrap_or_else(|| {
-        let kind: String =
-            format!("{:?}", error.kind).chars().take_while(char::is_ascii_alphanumeric).collect();
-        format!("未识别 ({kind})；请查看 mongod 的日志")
+    cause.unwrap_or_else(|| {
+        let kind = format!("{:?}", error.kind);
+        let name = kind.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        format!("未识别 ({name})；请查看 mongod 的日志")
     })
 }
 
-/// Whether waiting for a server is in vain: nothing listens on any of the hosts, for instance.
+/// Whether waiting for a server is in vain: nothing listens on any of the hosts,
+/// for instance. Without any server left in the list, as all had another set's
+/// name or none, the driver asks nobody any more; one that is electing or starting stays in it.
 pub fn is_final(error: &Error) -> bool {
     let ErrorKind::ServerSelection { message, .. } = &*error.kind else { return false };
-    let mut servers = servers(message).peekable();
-    servers.peek().is_some() && servers.all(|(_, said)| FINAL.iter().any(|text| said.contains(text)))
+    servers(message).all(|(_, said)| FINAL.iter().any(|text| said.contains(text)))
 }
 
 fn of_text(text: &str) -> Option<String> {
@@ -100,48 +106,40 @@ fn servers(message: &str) -> impl Iterator<Item = (&str, &str)> {
     message.split("{ Address: ").skip(1).filter_map(|server| server.split_once(", Type: "))
 }
 
-/// The cause as the state of a replica set, else the text to look it up by.
-fn of_topology(message: &str, connection: &Connection) -> Result<String, String> {
+/// The cause as the state of a replica set, else as what the servers said.
+fn of_topology(message: &str, connection: &Connection) -> Option<String> {
     let set = connection.replica_set.as_deref().map(|set| format!(" {}", escape(set))).unwrap_or_default();
     if servers(message).next().is_none() {
-        // What has another set's name, or none, is dropped from the list.
-        return match &connection.replica_set {
-            Some(_) if !message.contains("wire version") => {
-                Ok(format!("副本集名称不符，要求的是{set}；请更正 replicaSet，单机服务器则删除它"))
-            }
-            _ => Err(message.to_owned()),
-        };
+        if set.is_empty() || message.contains("wire version") {
+            return of_text(message);
+        }
+        return Some(format!("副本集名称不符，要求的是{set}；请更正 replicaSet，单机服务器则删除它"));
     }
-    let is_srv = connection.uri.expose().starts_with("mongodb+srv");
+    let bare = |address: &str| address.trim_end_matches(":27017").to_ascii_lowercase();
     let is_listed = |address: &str| {
-        let name = address.trim_end_matches(":27017");
-        is_srv
-            || address.starts_with('/')
-            || connection
-                .hosts
-                .split(',')
-                .any(|host| host.trim_end_matches(":27017").eq_ignore_ascii_case(name))
+        address.starts_with('/')
+            || connection.uri.expose().starts_with("mongodb+srv")
+            || connection.hosts.split(',').any(|host| bare(host) == bare(address))
     };
-    let is_silent = |said: &str| said.starts_with("Unknown");
-    if let Some((member, said)) =
-        servers(message).find(|(address, said)| !is_listed(address) && is_silent(said))
-    {
-        let why = of_text(&seen(member, said)).unwrap_or_else(|| "未识别；".to_owned());
-        let why = why.split('；').next().unwrap_or_default();
-        return Ok(format!(
-            "副本集成员 {} 无法连接 ({why})；该地址由副本集公布，请使它可达，或只连一台并加 directConnection=true",
-            escape(member)
+    let is_lost = |address: &str, said: &str| said.starts_with("Unknown") && !is_listed(address);
+    if let Some((member, said)) = servers(message).find(|(address, said)| is_lost(address, said)) {
+        let why = of_text(&seen(member, said)).unwrap_or_else(|| "未识别".to_owned());
+        return Some(format!(
+            "副本集成员 {} 无法连接 ({})；该地址由副本集公布，请使它可达，或只连一台并加 directConnection=true",
+            escape(member),
+            why.split('；').next().unwrap_or_default(),
         ));
     }
-    if servers(message).any(|(_, said)| said.starts_with("RsGhost")) {
-        return Ok(
-            "副本集尚未初始化；请在服务器上执行 rs.initiate()，或检查该成员是否已被移出副本集".to_owned()
+    let any_is = |kind: &str| servers(message).any(|(_, said)| said.starts_with(kind));
+    if any_is("RsGhost") {
+        return Some(
+            "副本集尚未初始化；请在服务器上执行 rs.initiate()，或检查该成员是否已被移出副本集".to_owned(),
         );
     }
-    if servers(message).any(|(_, said)| said.starts_with("Rs")) {
-        return Ok(format!("副本集{set} 没有主节点；请用 rs.status() 检查各成员"));
+    if any_is("Rs") {
+        return Some(format!("副本集{set} 没有主节点；请用 rs.status() 检查各成员"));
     }
-    Err(servers(message).map(|(address, said)| seen(address, said)).collect())
+    of_text(&servers(message).map(|(address, said)| seen(address, said)).collect::<String>())
 }
 
 /// The text to look up what a server said; one that said nothing was waited for, or its name was.

@@ -42,26 +42,21 @@ impl fmt::Display for WallTime {
 }
 
 /// The zone whose wall clock is used: the one that `TZ` names, else the system's.
-///
-/// # Errors
-/// A zone that cannot be resolved: one line that says what to do.
+/// One that cannot be resolved is an error that says what to do.
 pub fn zone_from_env() -> Result<TimeZone, String> {
-    let is_set = env::var_os("TZ").is_some_and(|name| !name.is_empty());
-    let zone = if is_set { TimeZone::try_system() } else { system_zone() };
-    match zone {
-        Ok(zone) if !zone.is_unknown() => Ok(zone),
-        _ if is_set => Err("TZ 不是已知的时区，例如 TZ=Asia/Shanghai (unknown time zone in TZ)".to_owned()),
-        _ => Err("无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)"
-            .to_owned()),
-    }
-}
-
-/// The system's zone where `TZ` is set but empty, which jiff takes for UTC.
-fn system_zone() -> Result<TimeZone, jiff::Error> {
-    match fs::read("/etc/localtime") {
-        Ok(bytes) if env::var_os("TZ").is_some() => TimeZone::tzif("Local", &bytes),
-        _ => TimeZone::try_system(),
-    }
+    const UNKNOWN: &str = "TZ 不是已知的时区，例如 TZ=Asia/Shanghai (unknown time zone in TZ)";
+    const UNSET: &str =
+        "无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)";
+    let name = env::var_os("TZ");
+    let is_empty = name.as_ref().is_some_and(|name| name.is_empty());
+    let zone = if is_empty {
+        // jiff would take this for UTC.
+        fs::read("/etc/localtime").ok().and_then(|bytes| TimeZone::tzif("Local", &bytes).ok())
+    } else {
+        TimeZone::try_system().ok()
+    };
+    let advice = if is_empty || name.is_none() { UNSET } else { UNKNOWN };
+    zone.filter(|zone| !zone.is_unknown()).ok_or_else(|| advice.to_owned())
 }
 
 /// An instant on a zone's wall clock.
@@ -80,12 +75,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Reads the system's clock.
     pub fn start(zone: TimeZone) -> Self {
         Self { zone, started: Timestamp::now(), running: Instant::now() }
     }
 
-    /// When the run began.
     pub fn started(&self) -> Timestamp {
         self.started
     }
@@ -95,7 +88,6 @@ impl Clock {
         self.running.elapsed().as_secs_f64()
     }
 
-    /// Now.
     pub fn now(&self) -> Timestamp {
         self.started.saturating_add(self.running.elapsed()).unwrap_or(self.started)
     }
@@ -106,12 +98,10 @@ impl Clock {
         self.now().saturating_sub(ago).unwrap_or(Timestamp::MIN)
     }
 
-    /// The wall clock at an instant.
     pub fn wall(&self, at: Timestamp) -> WallTime {
         wall(&self.zone, at)
     }
 
-    /// The wall clock now.
     pub fn wall_now(&self) -> WallTime {
         self.wall(self.now())
     }

@@ -77,22 +77,21 @@ impl From<Error> for DbError {
 /// Whether the same operation may succeed a moment later: no connection, or a
 /// server that is throttled, stepping down, shutting down or not yet up.
 pub fn is_passing(error: &Error) -> bool {
+    const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
+    const PASSING: [i32; 13] = [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
     match &*error.kind {
         ErrorKind::Io(_)
         | ErrorKind::ServerSelection { .. }
         | ErrorKind::ConnectionPoolCleared { .. }
         | ErrorKind::DnsResolve { .. } => true,
         _ => {
+            let code = code(error);
             let labels = ["RetryableWriteError", "RetryableError"];
-            labels.iter().any(|label| error.contains_label(label)) || is_passing_code(code(error))
+            labels.iter().any(|label| error.contains_label(label))
+                || NETWORK.contains(&code)
+                || PASSING.contains(&code)
         }
     }
-}
-
-fn is_passing_code(code: i32) -> bool {
-    const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
-    const PASSING: [i32; 13] = [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
-    NETWORK.contains(&code) || PASSING.contains(&code)
 }
 
 /// The server's error code; 0 when there is none.

@@ -29,11 +29,8 @@ const PIPE_PATIENCE: Duration = Duration::from_secs(2);
 /// What could not be written, from the first fault on; taken by [`failure`].
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 
-/// Starts the log: stdout, or stderr under `--json`, and the log file.
-/// `RUST_LOG` is not asked: it could only make libraries print secrets.
-///
-/// # Errors
-/// When the log file cannot be opened.
+/// Starts the log: stdout, or stderr under `--json`, and the log file, which may be
+/// an error. `RUST_LOG` is not asked: it could only make libraries print secrets.
 pub fn start(args: &Args, zone: TimeZone) -> io::Result<()> {
     let file = args.log_file.clone().map(LogFile::open).transpose()?;
     let sink = Sink { to_stderr: args.json, file };
@@ -111,10 +108,9 @@ impl LogFile {
         }
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
-        let (own, is_link) = (fs::metadata("/proc/self"), fs::symlink_metadata(&path)?.is_symlink());
-        let meta = file.metadata()?;
-        let is_ours = own.is_ok_and(|own| own.uid() == meta.uid());
-        if meta.is_file() && is_ours && !is_link && meta.mode() & 0o077 != 0 {
+        let (meta, is_file) = (file.metadata()?, fs::symlink_metadata(&path)?.is_file());
+        let is_ours = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == meta.uid());
+        if is_file && is_ours && meta.mode() & 0o077 != 0 {
             file.set_permissions(Permissions::from_mode(meta.mode() & 0o700))?;
         }
         Ok(Self { path, file })

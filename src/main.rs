@@ -42,27 +42,21 @@ use crate::store::Store;
 use crate::summary::{Stop, Summary};
 use crate::text::{escape, os_error};
 
-/// Why nothing more can be done, with a line that says so.
-enum Failure {
-    /// Exit code 2: flags, environment.
-    Usage(String),
-    /// Exit code 1: the system.
-    Broken(String),
-}
+/// Why nothing more can be done: exit code 2 for flags and environment, 1 for
+/// the system, and a line that says what is wrong.
+struct Failure(u8, String);
 
 impl From<String> for Failure {
-    fn from(error: String) -> Self {
-        Self::Usage(error)
+    fn from(usage_error: String) -> Self {
+        Self(2, usage_error)
     }
 }
 
 fn main() -> ExitCode {
-    let (code, error) = match act() {
-        Ok(code) => return ExitCode::from(code),
-        Err(Failure::Usage(error)) => (2, error),
-        Err(Failure::Broken(error)) => (1, error),
-    };
-    complain(&error);
+    let code = act().unwrap_or_else(|Failure(code, error)| {
+        complain(&error);
+        code
+    });
     ExitCode::from(code)
 }
 
@@ -97,6 +91,11 @@ fn act() -> Result<u8, Failure> {
     }
 }
 
+fn say(text: &str) -> Result<u8, Failure> {
+    print(text).map_err(|error| Failure(1, format!("无法输出: {} (cannot write)", os_error(&error))))?;
+    Ok(0)
+}
+
 /// The checked input of all runs of the process.
 struct Program<'a> {
     args: &'a Args,
@@ -112,11 +111,11 @@ impl<'a> Program<'a> {
         }
         let program = Self { args, settings: Settings::from_env()?, zone: zone_from_env()? };
         stop::register()
-            .map_err(|error| Failure::Broken(format!("无法处理信号: {} (no signals)", os_error(&error))))?;
+            .map_err(|error| Failure(1, format!("无法处理信号: {} (no signals)", os_error(&error))))?;
         if let Err(error) = logging::start(args, program.zone.clone()) {
             program.report(&program.clock(), Summary::stopped_by(Stop::Broken));
             let error = os_error(&error);
-            return Err(Failure::Broken(format!("无法打开 --log-file: {error} (cannot open the log file)")));
+            return Err(Failure(1, format!("无法打开 --log-file: {error} (cannot open the log file)")));
         }
         Ok(program)
     }
@@ -150,41 +149,37 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Connects to the database, or says why not. An error is a usage error.
+    /// Connects to the database and finds the chosen card. `None`: the database
+    /// is out of order, and it was said why.
     fn connect(&self, clock: Clock) -> Result<Option<Store>, Failure> {
-        let (args, settings) = (self.args, &self.settings);
-        if !args.changed.is_empty() {
-            info!("⚙️ 选项: {}", args.changed);
+        let Settings { connection, database, .. } = &self.settings;
+        if !self.args.changed.is_empty() {
+            info!("⚙️ 选项: {}", self.args.changed);
         }
         info!("🔧 正在连接数据库...");
-        if !settings.connection.left_out.is_empty() {
-            debug!("  连接字符串中的这些选项不起作用: {}", settings.connection.left_out.join(", "));
+        if !connection.left_out.is_empty() {
+            debug!("  连接字符串中的这些选项不起作用: {}", connection.left_out.join(", "));
         }
-        let connected = Store::connect(&settings.connection, &settings.database, clock, args.dry_run);
-        let mut store = match connected {
+        let mut store = match Store::connect(connection, database, clock, self.args.dry_run) {
             Ok(store) => store,
             Err(reason) => {
-                error!("❌ 数据库 {} 连接失败: {reason}", settings.connection.hosts);
+                error!("❌ 数据库 {} 连接失败: {reason}", connection.hosts);
                 return Ok(None);
             }
         };
-        info!("✅ MongoDB 连接成功！数据库: {}", escape(&settings.database));
+        info!("✅ MongoDB 连接成功！数据库: {}", escape(database));
         info!("✅ 数据库连接成功");
-        if let Some(name) = &args.card {
-            match store.cards_called(name).as_deref() {
-                Ok([id]) => store.card = Some(*id),
-                Ok([]) => return Err(Failure::Usage("--card 没有这个名片 (no such card)".to_owned())),
-                Ok(ids) => {
-                    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                    let ids = ids.join(", ");
-                    return Err(Failure::Usage(format!(
-                        "--card 有多个同名名片，请改用 ID (use an id): {ids}"
-                    )));
-                }
-                Err(error) => {
-                    error!("❌ 数据库不可用: {error}");
-                    return Ok(None);
-                }
+        let Some(name) = &self.args.card else { return Ok(Some(store)) };
+        match store.cards_called(name).as_deref() {
+            Ok([id]) => store.card = Some(*id),
+            Ok([]) => return Err("--card 没有这个名片 (no such card)".to_owned().into()),
+            Ok(ids) => {
+                let ids = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                return Err(format!("--card 有多个同名名片，请改用 ID (use an id): {ids}").into());
+            }
+            Err(error) => {
+                error!("❌ 数据库不可用: {error}");
+                return Ok(None);
             }
         }
         Ok(Some(store))
@@ -207,9 +202,4 @@ impl<'a> Program<'a> {
         report::finish(self.args, &self.settings.database, clock, &mut summary);
         summary.exit_code()
     }
-}
-
-fn say(text: &str) -> Result<u8, Failure> {
-    print(text).map_err(|error| Failure::Broken(format!("无法输出: {} (cannot write)", os_error(&error))))?;
-    Ok(0)
 }

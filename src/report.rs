@@ -1,46 +1,50 @@
 //! What is left behind when a run has ended: the metrics file, the JSON
 //! object, and a line on stderr about what could not be written.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use log::{Level, warn};
 
 use crate::args::Args;
 use crate::clock::Clock;
-use crate::logging;
-use crate::summary::{Report, Stop, Summary, last_success};
+use crate::logging::{self, statistics_level};
+use crate::summary::{Stop, Summary, last_success};
 use crate::text::os_error;
 
 /// Writes the metrics file and the JSON object, where asked for. What cannot
 /// be written makes the run exit 1, and a line on stderr says so.
 pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary) {
-    if let Some(failure) = logging::failure() {
-        complain(&failure);
+    let level = statistics_level(summary.exit_code());
+    let broken = |summary: &mut Summary, failure: &str| {
+        complain(failure);
         summary.raise(Stop::Broken);
+    };
+    if let Some(failure) = logging::failure() {
+        broken(summary, &failure);
     }
     // A dry run refreshed nothing, so monitoring must not hear of it.
     if let (Some(path), false) = (&args.metrics_file, args.dry_run)
         && let Err(error) = write_metrics(path, summary, clock)
     {
-        complain(&format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
-        summary.raise(Stop::Broken);
+        broken(summary, &format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
     }
     if args.json {
         let started_at = clock.rfc3339(clock.started());
-        let report = Report::new(summary, database, started_at, clock.seconds(), args.dry_run);
-        let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
+        let line = summary.json(database, &started_at, clock.seconds(), args.dry_run) + "\n";
         if let Err(error) = print(&line) {
-            complain(&format!("无法输出 --json: {} (cannot write stdout)", os_error(&error)));
-            summary.raise(Stop::Broken);
+            broken(summary, &format!("无法输出 --json: {} (cannot write stdout)", os_error(&error)));
         }
+    }
+    if (level, statistics_level(summary.exit_code())) == (Level::Info, Level::Warn) {
+        // With -q they are due for any exit code but 0, and so far it was 0.
+        summary.lines().iter().for_each(|line| warn!("{line}"));
     }
 }
 
-/// Checks the target of `--metrics-file` before a run.
-///
-/// # Errors
-/// A usage error: one line.
+/// Checks the target of `--metrics-file` before a run. An error is a usage error.
 pub fn check_metrics_target(path: &Path) -> Result<(), String> {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     if !folder.unwrap_or(Path::new(".")).is_dir() {
@@ -72,26 +76,20 @@ fn write_metrics(path: &Path, summary: &Summary, clock: &Clock) -> io::Result<()
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&temporary);
-    // Left over from a process of the same number that was killed.
-    let _ = fs::remove_file(temporary);
+    let _ = fs::remove_file(temporary); // left over from a process of the same number that was killed
     // `create_new` follows no link.
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o644).open(temporary).and_then(
-        |mut file: File| {
-            file.write_all(text.as_bytes())?;
-            file.set_permissions(Permissions::from_mode(0o644))?;
-            fs::rename(temporary, path)
-        },
-    );
+    let written = File::create_new(temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        fs::rename(temporary, path)
+    });
     if written.is_err() {
         let _ = fs::remove_file(temporary);
     }
     written
 }
 
-/// Prints on stdout; a closed pipe is no error.
-///
-/// # Errors
-/// A full disk, for instance.
+/// Prints on stdout; a closed pipe is no error, a full disk is.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

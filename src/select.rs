@@ -1,6 +1,8 @@
 //! Which tokens are of a run, and how many of them a step may delete: `--shard`
 //! and `--max-delete` with their parsing. Pure.
 
+use std::str::FromStr;
+
 /// One of the disjoint parts of the tokens. Which part a token is in depends on
 /// its `_id` alone, so that machines need not talk to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +20,7 @@ impl Shard {
     /// `K/N`, counted from 1; 0 is the same as N, so that 0-based indices fit.
     pub fn parse(text: &str) -> Option<Self> {
         let (k, n) = text.split_once('/')?;
-        let (k, count) = (u32::try_from(digits(k)?).ok()?, u32::try_from(digits(n)?).ok()?);
+        let (k, count): (u32, u32) = (digits(k)?, digits(n)?);
         (count > 0 && k <= count).then(|| Self { index: k.checked_sub(1).unwrap_or(count - 1), count })
     }
 
@@ -40,19 +42,17 @@ impl Shard {
 pub enum MaxDelete {
     /// 20%, but never less than 3, or than 1 in a part of the tokens.
     Default,
-    /// A number of tokens.
     Count(usize),
-    /// A part of the tokens, 0 to 100.
+    /// 0 to 100.
     Percent(usize),
 }
 
 impl MaxDelete {
     /// `N` or `P%`.
     pub fn parse(text: &str) -> Option<Self> {
-        let number = |text| usize::try_from(digits(text)?).ok();
         match text.strip_suffix('%') {
-            Some(percent) => number(percent).filter(|&percent| percent <= 100).map(Self::Percent),
-            None => number(text).map(Self::Count),
+            Some(percent) => digits(percent).filter(|&percent| percent <= 100).map(Self::Percent),
+            None => digits(text).map(Self::Count),
         }
     }
 
@@ -69,7 +69,7 @@ impl MaxDelete {
 }
 
 /// A number of plain digits: no sign, no blanks.
-pub fn digits(text: &str) -> Option<u64> {
+pub fn digits<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 

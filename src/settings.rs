@@ -1,6 +1,6 @@
 //! The environment: secrets, database, API, proxy and certificates.
 
-use std::env;
+use std::env::{self, VarError};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -23,7 +23,6 @@ const MAX_SECRET: u64 = 65_536;
 
 /// What the environment says, checked. Nothing has been connected to yet.
 pub struct Settings {
-    /// Where the database is.
     pub connection: Connection,
     /// The database's name.
     pub database: String,
@@ -36,10 +35,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads and checks the environment; a scheduler does so for each run.
-    ///
-    /// # Errors
-    /// One line that names the variable; never its value.
+    /// Reads and checks the environment; a scheduler does so for each run. An
+    /// error is one line that names the variable, never its value.
     pub fn from_env() -> Result<Self, String> {
         let connection = connection()?;
         let (source, database) = match (var("MONGODB_DB_NAME")?, &connection.default_database) {
@@ -55,11 +52,10 @@ impl Settings {
         let roots = match var("SSL_CERT_FILE")? {
             None => RootCerts::WebPki,
             Some(file) => {
-                let added = uri::certificates("SSL_CERT_FILE", Path::new(&file))?.0;
+                let (mut roots, _) = uri::certificates("SSL_CERT_FILE", Path::new(&file))?;
                 let built_in = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
-                RootCerts::from(
-                    built_in.map(|der| Certificate::from_der(der)).chain(added).collect::<Vec<_>>(),
-                )
+                roots.extend(built_in.map(|der| Certificate::from_der(der)));
+                RootCerts::from(roots)
             }
         };
         Ok(Self { connection, database, api_base, proxy: proxy(&uri)?, roots })
@@ -68,19 +64,19 @@ impl Settings {
 
 /// A variable; set but empty counts as not set.
 fn var(name: &str) -> Result<Option<String>, String> {
-    match env::var_os(name).map(std::ffi::OsString::into_string) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value).filter(|value| !value.is_empty())),
-        Some(Err(_)) => Err(format!("{name} 不是有效的 UTF-8 (invalid UTF-8)")),
+    match env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name} 不是有效的 UTF-8 (invalid UTF-8)")),
     }
 }
 
 fn connection() -> Result<Connection, String> {
+    const BOTH: &str = "MONGODB_URI 与 MONGODB_URI_FILE 只能设置一个 (both are set; keep one)";
+    const NONE: &str = "未配置数据库，请设置 MONGODB_URI_FILE 或 MONGODB_URI (no database configured)";
     let folder = var("CREDENTIALS_DIRECTORY")?;
     let (source, text) = match (var("MONGODB_URI")?, var("MONGODB_URI_FILE")?, &folder) {
-        (Some(_), Some(_), _) => {
-            return Err("MONGODB_URI 与 MONGODB_URI_FILE 只能设置一个 (both are set; keep one)".to_owned());
-        }
+        (Some(_), Some(_), _) => return Err(BOTH.to_owned()),
         (Some(text), None, _) => ("MONGODB_URI", text),
         (None, Some(file), _) => {
             let is_credential = folder.as_ref().is_some_and(|folder| is_below(&file, folder));
@@ -90,11 +86,7 @@ fn connection() -> Result<Connection, String> {
             let source = "$CREDENTIALS_DIRECTORY/mongodb_uri";
             (source, read_secret(source, &Path::new(folder).join("mongodb_uri"), true)?)
         }
-        (None, None, None) => {
-            return Err(
-                "未配置数据库，请设置 MONGODB_URI_FILE 或 MONGODB_URI (no database configured)".to_owned()
-            );
-        }
+        (None, None, None) => return Err(NONE.to_owned()),
     };
     uri::parse(&text).map_err(|mistake| format!("{source}: {mistake}"))
 }
@@ -116,9 +108,6 @@ fn read_secret(source: &str, path: &Path, is_credential: bool) -> Result<String,
     }
     let mut text = String::new();
     file.take(MAX_SECRET).read_to_string(&mut text).map_err(unreadable)?;
-    if text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').is_empty() {
-        return Err(format!("{source} 的文件是空的，请写入连接字符串 (the file is empty)"));
-    }
     Ok(text)
 }
 
@@ -133,11 +122,10 @@ fn api_base() -> Result<(String, Uri), String> {
         return Err(malformed());
     }
     match uri.scheme_str() {
-        Some("https") => Ok((text.trim_end_matches('/').to_owned(), uri)),
-        Some("http") if is_loopback(host) => Ok((text.trim_end_matches('/').to_owned(), uri)),
-        Some("http") => {
+        Some("http") if !is_loopback(host) => {
             Err("BAOMING_API_BASE 会明文发送 Token，请用 https (would send tokens unencrypted)".to_owned())
         }
+        Some("http" | "https") => Ok((text.trim_end_matches('/').to_owned(), uri)),
         _ => Err(malformed()),
     }
 }

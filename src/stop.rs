@@ -15,11 +15,7 @@ const SLICE: Duration = Duration::from_millis(50);
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Takes over SIGINT and SIGTERM: the first asks to stop, the second ends the
-/// process at once.
-///
-/// # Errors
-/// When the system refuses a handler.
+/// Takes over SIGINT and SIGTERM: the first asks to stop, the second ends the process at once.
 pub fn register() -> io::Result<()> {
     for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
         // The order matters: the first signal must find the flag still unset.

@@ -6,11 +6,9 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 /// Every token of the run is counted exactly once, so that `total` is the sum
-/// of the next six; `cleaned` stands apart. The one list of the counts: the
-/// JSON has these names, the metrics too, and [`LABELS`] their words.
+/// of the next six; `cleaned` stands apart. The JSON and the metrics have these names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Tokens of the run.
     pub total: usize,
     /// Valid, `last_used` moved.
     pub success: usize,
@@ -28,29 +26,18 @@ pub struct Counts {
     pub cleaned: usize,
 }
 
-/// The counts of the statistics, and whether a line stands there also for 0.
-const LABELS: [(&str, bool); 7] = [
-    ("📝 总计", true),
-    ("✅ 成功", true),
-    ("❌ 失败", true),
-    ("🗑️ 删除", true),
-    ("⏭️ 跳过", false),
-    ("🛑 保留", false),
-    ("⏸️ 未处理", false),
-];
-
 impl Counts {
-    /// Name and value of each count, in the order of the fields.
-    fn list(&self) -> [(&'static str, usize); 8] {
+    /// Name, word of the statistics and value of each count.
+    fn list(&self) -> [(&'static str, &'static str, usize); 8] {
         [
-            ("total", self.total),
-            ("success", self.success),
-            ("failed", self.failed),
-            ("deleted", self.deleted),
-            ("skipped", self.skipped),
-            ("withheld", self.withheld),
-            ("unprocessed", self.unprocessed),
-            ("cleaned", self.cleaned),
+            ("total", "📝 总计", self.total),
+            ("success", "✅ 成功", self.success),
+            ("failed", "❌ 失败", self.failed),
+            ("deleted", "🗑️ 删除", self.deleted),
+            ("skipped", "⏭️ 跳过", self.skipped),
+            ("withheld", "🛑 保留", self.withheld),
+            ("unprocessed", "⏸️ 未处理", self.unprocessed),
+            ("cleaned", "", self.cleaned),
         ]
     }
 }
@@ -74,13 +61,11 @@ pub enum Stop {
 /// How many reasons are kept apart; the rest is one.
 const MAX_REASONS: usize = 20;
 const OTHER_REASONS: &str = "其他";
-/// How many reasons are shown.
 const SHOWN_REASONS: usize = 3;
 
 /// What one run did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// How many tokens had which fate.
     pub counts: Counts,
     /// The gravest cause to stop.
     pub stop: Option<Stop>,
@@ -125,18 +110,16 @@ impl Summary {
         self.counts.unprocessed = total.saturating_sub(success + failed + deleted + skipped + withheld);
     }
 
-    /// The commonest reasons of failure with their numbers, the commonest first.
-    fn commonest(&self) -> Vec<(&str, usize)> {
-        let mut reasons: Vec<_> =
-            self.reasons.iter().map(|(reason, &count)| (reason.as_str(), count)).collect();
+    /// The reasons of failure with their numbers, the commonest first.
+    fn commonest(&self) -> Vec<(&String, &usize)> {
+        let mut reasons: Vec<_> = self.reasons.iter().collect();
         reasons.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
-        reasons.truncate(SHOWN_REASONS);
         reasons
     }
 
     /// The commonest reason of failure.
     pub fn failure_reason(&self) -> Option<&str> {
-        self.commonest().first().map(|&(reason, _)| reason)
+        self.commonest().first().map(|(reason, _)| reason.as_str())
     }
 
     /// Whether something failed and nothing was valid or condemned.
@@ -144,79 +127,99 @@ impl Summary {
         self.counts.failed > 0 && !self.any_valid && !self.any_invalid
     }
 
-    /// The lines of the statistics.
+    /// The lines of the statistics: four counts always, the others unless 0.
     pub fn lines(&self) -> Vec<String> {
-        let counts = self.counts.list().into_iter().zip(LABELS);
-        let mut lines: Vec<String> = counts
-            .filter(|((_, count), (_, is_always))| *count > 0 || *is_always)
-            .map(|((_, count), (label, _))| format!("  {label}: {count} 个"))
-            .collect();
-        // After 失败, 删除 and 跳过, which the reasons explain.
-        let place =
-            lines.iter().position(|line| line.contains("🛑") || line.contains("⏸️")).unwrap_or(lines.len());
-        let reasons =
-            self.commonest().into_iter().map(|(reason, count)| format!("  ❗ 原因: {reason} × {count}"));
-        lines.splice(place..place, reasons);
+        let mut lines = Vec::new();
+        for (index, (name, label, count)) in self.counts.list().into_iter().take(7).enumerate() {
+            if name == "withheld" {
+                // After 失败, 删除 and 跳过, which the reasons explain.
+                let reasons = self.commonest().into_iter().take(SHOWN_REASONS);
+                lines.extend(reasons.map(|(reason, count)| format!("  ❗ 原因: {reason} × {count}")));
+            }
+            if index < 4 || count > 0 {
+                lines.push(format!("  {label}: {count} 个"));
+            }
+        }
         lines
     }
 
-    /// The exit code: when several reasons apply, the gravest.
-    pub fn exit_code(&self) -> u8 {
+    /// Exit code and the JSON's `stopped`: when several causes apply, the gravest.
+    fn ending(&self) -> (u8, Option<&'static str>) {
         match self.stop {
-            Some(Stop::Signal(number)) => 128 + number,
-            Some(Stop::Database | Stop::Broken) => 1,
-            Some(Stop::DeleteLimit) => 25,
-            Some(Stop::ApiUnreachable) => 5,
-            None if self.counts.failed > 0 || self.cleanup_failed => 3,
-            None => 0,
+            Some(Stop::Signal(number)) => (128 + number, Some("signal")),
+            Some(Stop::Database) => (1, Some("database")),
+            Some(Stop::Broken) => (1, None),
+            Some(Stop::DeleteLimit) => (25, Some("delete_limit")),
+            Some(Stop::ApiUnreachable) => (5, Some("api_unreachable")),
+            None if self.counts.failed > 0 || self.cleanup_failed => (3, None),
+            None => (0, None),
         }
     }
 
-    /// The `stopped` field of the JSON object.
-    pub fn stopped(&self) -> Option<&'static str> {
-        match self.stop? {
-            Stop::Signal(_) => Some("signal"),
-            Stop::Database => Some("database"),
-            Stop::Broken => None,
-            Stop::DeleteLimit => Some("delete_limit"),
-            Stop::ApiUnreachable => Some("api_unreachable"),
-        }
+    pub fn exit_code(&self) -> u8 {
+        self.ending().0
     }
 
     /// The metrics in Prometheus' text format; times in seconds.
     pub fn metrics(&self, schedule: &str, ended: i64, last_success: f64, duration: f64) -> String {
         let schedule = schedule.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let head = |name: &str, help: &str| format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
-        let mut text = head("baoming_refresh_tokens", "Tokens of the last run by result.");
-        for (result, count) in &self.counts.list()[1..] {
-            let labels = format!("result=\"{result}\",schedule=\"{schedule}\"");
-            text.extend(["baoming_refresh_tokens{", &labels, "} ", &count.to_string(), "\n"]);
-        }
-        for (name, help, value) in [
-            (
-                "baoming_refresh_last_completion_timestamp_seconds",
-                "Unix time at which the last run ended.",
-                ended.to_string(),
-            ),
+        let mut text = head(TOKENS, "Tokens of the last run by result.");
+        text.extend(self.counts.list()[1..].iter().map(|(result, _, count)| {
+            format!("{TOKENS}{{result=\"{result}\",schedule=\"{schedule}\"}} {count}\n")
+        }));
+        let others = [
+            (LAST_COMPLETION, "Unix time at which the last run ended.", ended.to_string()),
             (
                 LAST_SUCCESS,
-                "Unix time at which the last run with exit code 0 ended; 0 = never.",
+                "Unix time of the last run with exit code 0; 0 = never.",
                 last_success.to_string(),
             ),
-            (
-                "baoming_refresh_duration_seconds",
-                "Duration of the last run in seconds.",
-                duration.to_string(),
-            ),
-            ("baoming_refresh_exit_code", "Exit code of the last run.", self.exit_code().to_string()),
-        ] {
-            text += &(head(name, help) + &format!("{name}{{schedule=\"{schedule}\"}} {value}\n"));
-        }
+            (DURATION, "Duration of the last run in seconds.", duration.to_string()),
+            (EXIT_CODE, "Exit code of the last run.", self.exit_code().to_string()),
+        ];
+        text.extend(others.map(|(name, help, value)| {
+            head(name, help) + &format!("{name}{{schedule=\"{schedule}\"}} {value}\n")
+        }));
         text
+    }
+
+    /// The JSON object, of a run that began at `started_at` (RFC 3339).
+    pub fn json(&self, database: &str, started_at: &str, duration_seconds: f64, dry_run: bool) -> String {
+        #[derive(Serialize)]
+        struct Report<'a> {
+            version: &'a str,
+            database: &'a str,
+            started_at: &'a str,
+            duration_seconds: f64,
+            #[serde(flatten)]
+            counts: &'a Counts,
+            failure_reason: Option<&'a str>,
+            dry_run: bool,
+            stopped: Option<&'a str>,
+            exit_code: u8,
+        }
+        let (exit_code, stopped) = self.ending();
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            database,
+            started_at,
+            duration_seconds,
+            counts: &self.counts,
+            failure_reason: self.failure_reason(),
+            dry_run,
+            stopped,
+            exit_code,
+        };
+        serde_json::to_string(&report).unwrap_or_default()
     }
 }
 
+const TOKENS: &str = "baoming_refresh_tokens";
+const LAST_COMPLETION: &str = "baoming_refresh_last_completion_timestamp_seconds";
 const LAST_SUCCESS: &str = "baoming_refresh_last_success_timestamp_seconds";
+const DURATION: &str = "baoming_refresh_duration_seconds";
+const EXIT_CODE: &str = "baoming_refresh_exit_code";
 
 /// The last success that a metrics file tells of, whatever its labels, other
 /// bytes and number format; 0 when there is none.
@@ -233,44 +236,6 @@ pub fn last_success(metrics: &[u8]) -> f64 {
     text.lines().filter_map(value).fold(0.0, f64::max)
 }
 
-/// One finished run as the JSON object of `--json` tells it.
-#[derive(Serialize)]
-pub struct Report<'a> {
-    version: &'static str,
-    database: &'a str,
-    started_at: String,
-    duration_seconds: f64,
-    #[serde(flatten)]
-    counts: &'a Counts,
-    failure_reason: Option<&'a str>,
-    dry_run: bool,
-    stopped: Option<&'static str>,
-    exit_code: u8,
-}
-
-impl<'a> Report<'a> {
-    /// Of a run that began at `started_at` (RFC 3339).
-    pub fn new(
-        summary: &'a Summary,
-        database: &'a str,
-        started_at: String,
-        seconds: f64,
-        dry_run: bool,
-    ) -> Self {
-        Self {
-            version: env!("CARGO_PKG_VERSION"),
-            database,
-            started_at,
-            duration_seconds: seconds,
-            counts: &summary.counts,
-            failure_reason: summary.failure_reason(),
-            dry_run,
-            stopped: summary.stopped(),
-            exit_code: summary.exit_code(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -280,9 +245,9 @@ mod tests {
     #[test]
     fn the_gravest_cause_decides() {
         let mut summary = Summary::default();
-        assert_eq!((summary.exit_code(), summary.stopped()), (0, None));
+        assert_eq!(summary.ending(), (0, None));
         summary.fail("HTTP 404");
-        assert_eq!((summary.exit_code(), summary.stopped()), (3, None));
+        assert_eq!(summary.ending(), (3, None));
         let table = [
             (Stop::ApiUnreachable, 5, Some("api_unreachable")),
             (Stop::DeleteLimit, 25, Some("delete_limit")),
@@ -294,7 +259,7 @@ mod tests {
         for (stop, code, stopped) in table {
             summary.raise(stop);
             summary.raise(Stop::ApiUnreachable);
-            assert_eq!((summary.exit_code(), summary.stopped()), (code, stopped), "{stop:?}");
+            assert_eq!(summary.ending(), (code, stopped), "{stop:?}");
         }
         let uncleaned = Summary { cleanup_failed: true, ..Summary::default() };
         assert_eq!(uncleaned.exit_code(), 3);
@@ -334,19 +299,19 @@ mod tests {
         summary.counts = Counts { total: 2, ..Counts::default() };
         summary.fail("HTTP 500");
         summary.close();
-        let report = Report::new(&summary, "db", "2026-02-12T18:50:13+08:00".to_owned(), 0.5, false);
+        let json = summary.json("db", "2026-02-12T18:50:13+08:00", 0.5, false);
         let expected = format!(
             r#"{{"version":"{}","database":"db","started_at":"2026-02-12T18:50:13+08:00","duration_seconds":0.5,"total":2,"success":0,"failed":1,"deleted":0,"skipped":0,"withheld":0,"unprocessed":1,"cleaned":0,"failure_reason":"HTTP 500","dry_run":false,"stopped":"api_unreachable","exit_code":5}}"#,
             env!("CARGO_PKG_VERSION")
         );
-        assert_eq!(serde_json::to_string(&report).expect("JSON"), expected);
+        assert_eq!(json, expected);
     }
 
     #[test]
     fn the_counts_have_the_same_names_everywhere() {
         let json = serde_json::to_value(Counts::default()).expect("JSON");
         let metrics = Summary::default().metrics("a\"b\\c", 1, 0.0, 0.0);
-        for (name, _) in Counts::default().list() {
+        for (name, ..) in Counts::default().list() {
             assert!(json.get(name).is_some(), "{name}");
             let sample = format!("baoming_refresh_tokens{{result=\"{name}\",schedule=\"a\\\"b\\\\c\"}} 0\n");
             assert_eq!(metrics.contains(&sample), name != "total", "{name}");

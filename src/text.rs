@@ -2,7 +2,7 @@
 //! `Debug` or `Display`, so that no log line can print them by accident, and
 //! [`presentable`], through which everything that comes from outside goes.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 /// How much of a text from outside is shown.
 const SHOWN_CHARS: usize = 100;
@@ -30,7 +30,6 @@ impl AccessToken {
         &self.0
     }
 
-    /// Whether the token is short enough for the API's address line.
     pub fn is_sendable(&self) -> bool {
         self.0.len() <= SENDABLE_BYTES
     }
@@ -44,7 +43,7 @@ impl AccessToken {
         // Four characters may be shown of a short token, too.
         let telling = own.len().clamp(5, TELLING_CHARS);
         text.windows(telling).zip(is_common.windows(telling)).any(|(part, common)| {
-            !common.iter().all(|&common| common)
+            common.contains(&false)
                 && [&own, &backwards].iter().any(|own| own.windows(telling).any(|w| w == part))
         })
     }
@@ -64,7 +63,6 @@ fn letters(text: &str) -> impl Iterator<Item = (char, bool)> {
 pub struct MongoUri(String);
 
 impl MongoUri {
-    /// A connection string as configured.
     pub fn new(text: String) -> Self {
         Self(text)
     }
@@ -124,20 +122,13 @@ fn is_token_char(c: char) -> bool {
 /// Masks everything that may be a token, also another user's or a
 /// percent-encoded one: all but the first 4 of each long run of token characters.
 fn mask_suspicious(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while !rest.is_empty() {
-        let run = rest.find(|c| !is_token_char(c)).unwrap_or(rest.len());
-        if run >= SUSPICIOUS_CHARS {
-            out.extend([&rest[..4], "…"]);
-        } else {
-            out += &rest[..run];
-        }
-        let other = rest[run..].find(is_token_char).unwrap_or(rest.len() - run);
-        out += &rest[run..run + other];
-        rest = &rest[run + other..];
-    }
-    out
+    let is_other = |c: char| !is_token_char(c);
+    let mask = |piece: &str| {
+        let run = piece.trim_end_matches(is_other);
+        let is_long = run.len() >= SUSPICIOUS_CHARS;
+        if is_long { format!("{}…{}", &run[..4], &piece[run.len()..]) } else { piece.to_owned() }
+    };
+    text.split_inclusive(is_other).map(mask).collect()
 }
 
 /// An error of the operating system by its number, with words for the commonest:
@@ -145,7 +136,7 @@ fn mask_suspicious(text: &str) -> String {
 pub fn os_error(error: &io::Error) -> String {
     let Some(code) = error.raw_os_error() else {
         return match error.kind() {
-            io::ErrorKind::InvalidData => "内容不是有效的 UTF-8 (invalid UTF-8)".to_owned(),
+            ErrorKind::InvalidData => "内容不是有效的 UTF-8 (invalid UTF-8)".to_owned(),
             kind => format!("输入输出错误 ({kind:?})"),
         };
     };

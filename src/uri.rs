@@ -3,11 +3,11 @@
 //! mistake names its option, and never a value, user or password.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use mongodb::options::{ConnectionString, Tls};
+use mongodb::options::{ConnectionString, ServerAddress, Tls};
 use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::text::{MongoUri, escape, os_error};
@@ -18,16 +18,16 @@ pub struct Connection {
     pub uri: MongoUri,
     /// The hosts, safe to show.
     pub hosts: String,
-    /// The database in its path.
     pub default_database: Option<String>,
-    /// `replicaSet`.
     pub replica_set: Option<String>,
-    /// How long an operation may wait: `timeoutMS`, else `socketTimeoutMS`, at most 30 s.
+    /// How long an operation may wait: `timeoutMS`, else `socketTimeoutMS`, from 0.2 to 30 s.
     pub operation_limit: Duration,
     /// Names of the options that change nothing here.
     pub left_out: Vec<String>,
 }
 
+/// Less would take a healthy server for a lost one.
+const MIN_OPERATION: Duration = Duration::from_millis(200);
 const MAX_OPERATION: Duration = Duration::from_secs(30);
 /// What the driver's clock can add, and more than anybody waits.
 const MAX_NUMBER: u32 = i32::MAX.unsigned_abs();
@@ -88,15 +88,16 @@ const SEVERAL: &str = "多个主机 (several hosts)";
 const PASSWORD: &str = "密码 (password)";
 
 const ENCODE: &str = "用户名或密码中的特殊字符须转义，如 @ 写作 %40 (percent-encode user and password)";
+const HOST: &str =
+    "主机须写作 host、host:port 或 [IPv6]:port (malformed host; port 1 to 65535, IPv6 in brackets)";
 
 /// Checks a connection string; blanks, line ends and a BOM around it are skipped.
-///
-/// # Errors
-/// One line that names what is wrong and says what instead.
+/// An error is one line that names what is wrong and says what instead.
 pub fn parse(text: &str) -> Result<Connection, String> {
     let text = text.trim_start_matches('\u{feff}').trim();
     let front = text.split("://").next().unwrap_or_default();
     first_of(&[
+        (text.is_empty(), "没有内容，应为 mongodb://… (empty; a connection string is expected)"),
         (text.starts_with(['"', '\'']), "连接字符串两边不能有引号 (remove the quotes around it)"),
         (text.contains(['\n', '\r']), "连接字符串只能有一行 (more than one line)"),
         (front.contains("=mongodb"), "请删除开头的 MONGODB_URI= (remove the leading MONGODB_URI=)"),
@@ -127,7 +128,7 @@ pub fn parse(text: &str) -> Result<Connection, String> {
     }
     let operation_limit = match options.limit.1 {
         0 => MAX_OPERATION,
-        ms => MAX_OPERATION.min(Duration::from_millis(ms.into())),
+        ms => Duration::from_millis(ms.into()).clamp(MIN_OPERATION, MAX_OPERATION),
     };
     Ok(Connection {
         uri: MongoUri::new(uri),
@@ -144,32 +145,18 @@ fn first_of(mistakes: &[(bool, &str)]) -> Result<(), String> {
 }
 
 fn check_place(scheme: &str, hosts: &str, database: &str) -> Result<(), String> {
-    let is_socket = |host: &str| host.strip_suffix(".sock").is_some();
-    let is_raw_socket = hosts.is_empty() && is_socket(database);
-    let is_name = !hosts.contains([',', ':']) && !is_socket(hosts) && hosts.parse::<Ipv4Addr>().is_err();
+    let is_raw_socket = hosts.is_empty() && database.contains(".sock");
+    let is_name = !hosts.contains([',', ':', '%']) && hosts.parse::<Ipv4Addr>().is_err();
     let is_odd = database.contains(['/', '\\', ' ', '"', '$', '.']);
+    // The driver takes any character, and `+` before a port.
+    let is_allowed = |c: char| c.is_alphanumeric() || "._-:[]%".contains(c);
+    let is_host = |host: &str| host.chars().all(is_allowed) && ServerAddress::parse(host).is_ok();
     first_of(&[
         (is_raw_socket, "套接字路径中的 / 须写作 %2F (percent-encode the path of a socket)"),
         (scheme != "mongodb" && !is_name, "mongodb+srv:// 后须是一个不带端口的域名 (one name, no port)"),
         (is_odd, "数据库名含有不允许的字符 (bad character in the database's name)"),
-    ])?;
-    for host in hosts.split(',').filter(|host| !is_socket(host)) {
-        let ip = host.strip_prefix('[').and_then(|host| host.split_once(']'));
-        let (name, port) = ip.unwrap_or_else(|| host.split_at(host.find(':').unwrap_or(host.len())));
-        let is_ip = name.parse::<Ipv6Addr>().is_ok();
-        let is_name = name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c));
-        let is_number = |port: &str| port.parse::<u16>().is_ok_and(|n| n > 0) && !port.starts_with('+');
-        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_number);
-        let is_bare_ip = ip.is_none() && host.parse::<Ipv6Addr>().is_ok() || port.matches(':').count() > 1;
-        first_of(&[
-            (is_bare_ip, "IPv6 地址须放在方括号中，如 [::1]:27017 (put an IPv6 address in brackets)"),
-            (name.is_empty(), "缺少主机名 (host missing)"),
-            (host.starts_with('[') && !(ip.is_some() && is_ip), "方括号中须是 IPv6 地址 (IPv6 in brackets)"),
-            (ip.is_none() && !is_name, "主机名含有不允许的字符 (bad character in the host)"),
-            (!is_port, "端口须是 1 到 65535 (port must be 1 to 65535)"),
-        ])?;
-    }
-    Ok(())
+        (!hosts.split(',').all(is_host), HOST),
+    ])
 }
 
 /// The options as given, each at most once.
@@ -188,9 +175,8 @@ impl<'a> Options<'a> {
         let mut options = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (rule, name) = all_options()
-                .find(|(_, known)| known.eq_ignore_ascii_case(name))
-                .ok_or_else(|| unknown(name))?;
+            let is_it = |known: &str| known.eq_ignore_ascii_case(name);
+            let (rule, name) = all_options().find(|(_, known)| is_it(known)).ok_or_else(|| unknown(name))?;
             if options.facts.iter().any(|fact| fact == name) && name != "readPreferenceTags" {
                 return Err(format!("选项 {name} 重复给出 (given more than once)"));
             }
@@ -252,36 +238,29 @@ fn all_options() -> impl Iterator<Item = (Rule, &'static str)> {
     OPTIONS.iter().flat_map(|(rule, names)| names.iter().map(|name| (*rule, *name)))
 }
 
-/// An option that MongoDB does not know, with the one that is probably meant.
+/// An option that MongoDB does not know, with the one that is probably meant:
+/// PyMongo's older names, `snake_case`, and names that lack their end.
 fn unknown(name: &str) -> String {
     let is_shown = name.len() <= 30 && name.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
     let shown = if is_shown { name } else { "" };
-    let meant = match shown.to_ascii_lowercase().as_str() {
-        "rs" | "replset" => Some("replicaSet"),
-        "authdb" => Some("authSource"),
-        "timeout" => Some("timeoutMS"),
-        "ssl_ca_certs" => Some("tlsCAFile"),
-        "ssl_certfile" => Some("tlsCertificateKeyFile"),
-        "ssl_cert_reqs" => Some("tlsAllowInvalidCertificates"),
-        _ => ConnectionString::parse(format!("mongodb://h/?{shown}="))
-            .err()
-            .and_then(|error| {
-                // The driver guesses by likeness.
-                let guess = error.kind.to_string();
-                all_options().find(|(_, known)| guess.ends_with(&format!(": {}", known.to_ascii_lowercase())))
-            })
-            .map(|(_, known)| known),
+    let bare = shown.to_ascii_lowercase().replace('_', "");
+    let bare = match bare.as_str() {
+        "rs" | "replset" => "replicaset",
+        "authdb" => "authsource",
+        "sslcacerts" | "sslcafile" => "tlscafile",
+        "sslcertfile" => "tlscertificatekeyfile",
+        "sslcertreqs" => "tlsallowinvalidcertificates",
+        bare => bare,
     };
-    match meant {
-        Some(known) => format!("未知选项 {shown}，应为 {known} (unknown option; {known} is meant)"),
-        None => format!("未知选项 {shown}，请删除 (unknown option; remove it)"),
+    let is_meant = |known: &str| bare.len() > 3 && known.to_ascii_lowercase().starts_with(bare);
+    match all_options().find(|(_, known)| is_meant(known)) {
+        Some((_, known)) => format!("未知选项 {shown}，应为 {known} (unknown option; {known} is meant)"),
+        None => format!("未知选项 {shown}，请更正或删除 (unknown option; correct or remove it)"),
     }
 }
 
-/// The certificates of a PEM file, at least one, and whether it holds a private key too.
-///
-/// # Errors
-/// One line that begins with `name`.
+/// The certificates of a PEM file, at least one, and whether it holds a private
+/// key too. An error is one line that begins with `name`.
 pub fn certificates(name: &str, file: &Path) -> Result<(Vec<Certificate<'static>>, bool), String> {
     let pem =
         fs::read(file).map_err(|error| format!("{name} 无法读取: {} (cannot be read)", os_error(&error)))?;

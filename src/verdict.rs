@@ -10,22 +10,21 @@ use serde_json::value::RawValue;
 /// own or say what is wrong with its reply; they are not safe to show yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The API accepted the token.
-    Valid {
-        /// The id of the caller's own enrolment, when the reply has a well-formed one.
-        info_id: Option<String>,
-    },
+    /// The API accepted the token; the id of the caller's own enrolment where
+    /// the reply has a well-formed one.
+    Valid { info_id: Option<String> },
     /// The API says that the token is dead: the only reply that condemns.
     Invalid(String),
     /// The API refused for a reason that says nothing of the token.
     Unclear(String),
-    /// No answer of the API's form came.
-    NoAnswer {
-        /// What came instead.
-        reason: String,
-        /// Whether asking again may help.
-        is_passing: bool,
-    },
+    /// No answer of the API's form came. What may pass is worth another try.
+    NoAnswer { reason: String, is_passing: bool },
+}
+
+impl Verdict {
+    pub fn no_answer(reason: impl Into<String>, is_passing: bool) -> Self {
+        Self::NoAnswer { reason: reason.into(), is_passing }
+    }
 }
 
 /// The one text that condemns (with blanks around it, in any case).
@@ -37,8 +36,7 @@ const WAITING: [&str; 5] = ["繁忙", "稍后", "频繁", "busy", "too many"];
 const LOG_IN_AGAIN: i64 = -500;
 
 /// Reasons of ours that [`advice`] knows.
-pub const NO_JSON: &str = "响应不是 JSON 对象";
-/// A reply of more than 1 MiB.
+const NO_JSON: &str = "响应不是 JSON 对象";
 pub const TOO_LARGE: &str = "响应超过 1 MiB";
 
 /// The fields that decide. A struct and not a map, because serde then refuses
@@ -53,48 +51,46 @@ struct Reply<'a> {
 
 /// Judges a whole reply.
 pub fn judge(status: u16, body: &[u8]) -> Verdict {
-    let no_answer = |reason: String, is_passing| Verdict::NoAnswer { reason, is_passing };
-    match status {
-        200 => {}
-        429 | 500..=599 => return no_answer(format!("HTTP {status}"), true),
-        _ => return no_answer(format!("HTTP {status}"), false),
+    if status != 200 {
+        return Verdict::no_answer(format!("HTTP {status}"), matches!(status, 429 | 500..=599));
     }
     // serde_json skips unknown fields without a look at their encoding.
     let Ok(body) = std::str::from_utf8(body) else {
-        return no_answer(NO_JSON.to_owned(), false);
+        return Verdict::no_answer(NO_JSON, false);
     };
     let reply: Reply = match serde_json::from_str(body) {
+        // An array would fill the struct, too.
         Ok(reply) if body.trim_start().starts_with('{') => reply,
         Err(error) if error.to_string().starts_with("duplicate field") => {
-            return no_answer("响应的字段重复".to_owned(), false);
+            return Verdict::no_answer("响应的字段重复", false);
         }
-        _ => return no_answer(NO_JSON.to_owned(), false),
+        _ => return Verdict::no_answer(NO_JSON, false),
     };
+    // A plain integer of 64 bits; `-0` is none.
+    let integer = |raw: &RawValue| raw.get().parse::<i64>().ok().filter(|_| raw.get() != "-0");
     let Some(sta) = reply.sta.and_then(integer) else {
-        return no_answer("响应没有整数 sta".to_owned(), false);
+        return Verdict::no_answer("响应没有整数 sta", false);
     };
     if sta == 0 {
         return Verdict::Valid { info_id: info_id(body) };
     }
-    let Some(msg) = reply.msg.and_then(|msg| serde_json::from_str::<String>(msg.get()).ok()) else {
-        return Verdict::Unclear(format!("sta {sta}，没有 msg"));
-    };
+    let msg = reply.msg.and_then(|msg| serde_json::from_str::<String>(msg.get()).ok()).unwrap_or_default();
     if msg.trim_matches(|c: char| c.is_ascii_whitespace()).eq_ignore_ascii_case(CONDEMNING) {
         return Verdict::Invalid(msg);
     }
-    if WAITING.iter().any(|part| msg.to_ascii_lowercase().contains(part)) {
-        return no_answer(msg, true);
+    if asks_to_wait(&msg) {
+        return Verdict::no_answer(msg, true);
     }
-    match sta {
-        LOG_IN_AGAIN => Verdict::Unclear(format!("API 要求重新登录: {msg}")),
-        _ if msg.trim().is_empty() => Verdict::Unclear(format!("sta {sta}，没有 msg")),
-        _ => Verdict::Unclear(msg),
-    }
+    Verdict::Unclear(match sta {
+        LOG_IN_AGAIN => format!("API 要求重新登录: {msg}"),
+        _ if msg.trim().is_empty() => format!("sta {sta}，没有 msg"),
+        _ => msg,
+    })
 }
 
-/// A JSON number that is a plain integer of 64 bits; `-0` is none.
-fn integer(raw: &RawValue) -> Option<i64> {
-    raw.get().parse().ok().filter(|_| raw.get() != "-0")
+fn asks_to_wait(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    WAITING.iter().any(|part| text.contains(part))
 }
 
 fn info_id(body: &str) -> Option<String> {
@@ -122,9 +118,7 @@ pub fn advice(reason: &str) -> &'static str {
             "收到的不是 API 的回复，请检查代理、防火墙和 BAOMING_API_BASE 的地址"
         }
         _ if reason.starts_with("HTTP 5") => "API 暂时有故障，请稍后再运行",
-        _ if WAITING.iter().any(|part| reason.to_ascii_lowercase().contains(part))
-            || reason == "HTTP 429" =>
-        {
+        _ if asks_to_wait(reason) || reason == "HTTP 429" => {
             "API 要求降低频率，请稍后再运行或加大 --delay-ms"
         }
         _ if reason.starts_with("API 要求重新登录") => "API 要求重新登录，请在桌面程序中检查登录",
@@ -143,8 +137,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Silence {
     in_a_row: usize,
     began: Option<Instant>,
-    sent: usize,
-    answered: usize,
+    any_sent: bool,
+    any_answered: bool,
 }
 
 impl Silence {
@@ -155,12 +149,12 @@ impl Silence {
 
     /// Notes what became of a token that was sent at `asked`.
     pub fn note(&mut self, verdict: &Verdict, asked: Instant) {
-        self.sent += 1;
+        self.any_sent = true;
         if let Verdict::NoAnswer { .. } = verdict {
             self.in_a_row += 1;
             self.began.get_or_insert(asked);
         } else {
-            self.answered += 1;
+            self.any_answered = true;
             self.in_a_row = 0;
             self.began = None;
         }
@@ -173,12 +167,12 @@ impl Silence {
 
     /// Whether any token was sent at all.
     pub fn was_asked(&self) -> bool {
-        self.sent > 0
+        self.any_sent
     }
 
     /// Whether all were sent in vain, however few.
     pub fn is_total(&self) -> bool {
-        self.sent > 0 && self.answered == 0
+        self.any_sent && !self.any_answered
     }
 }
 
