@@ -7,14 +7,13 @@ use std::{fmt, fs, result};
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use log::{error, info, log, warn};
+use log::{error, info, warn};
 use mongodb::bson::oid::ObjectId;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::clock::{Clock, WallTime};
 use crate::db_error::{DbError, Result};
-use crate::logging::statistics_level;
 use crate::stop;
 use crate::store::Store;
 use crate::summary::{Stop, Summary};
@@ -62,7 +61,7 @@ impl<'de> Visitor<'de> for InOrder {
 /// Imports what was read.
 pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
     info!("📥 导入 {}...", escape(&file.display().to_string()));
-    let mut summary = Summary::default();
+    let mut summary = Summary::of("导入");
     summary.counts.total = entries.len();
     for (number, (key, value)) in (1..).zip(entries) {
         if stop::requested().is_some() {
@@ -91,15 +90,8 @@ pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
             }
         }
     }
-    if let Some(signal) = stop::requested() {
-        summary.raise_if_unfinished(signal);
-    }
-    summary.close();
-    let level = statistics_level(summary.exit_code());
-    log!(level, "📊 导入统计:");
-    for line in summary.lines() {
-        log!(level, "{line}");
-    }
+    summary.close_after(stop::requested());
+    summary.lines().iter().for_each(|line| info!("{line}"));
     summary
 }
 

@@ -56,12 +56,6 @@ pub fn failure() -> Option<String> {
     FAILURE.lock().ok()?.take()
 }
 
-/// The level of statistics: `-q` shows them too when the run failed.
-pub fn statistics_level(exit_code: u8) -> Level {
-    let is_quiet = log::max_level() < LevelFilter::Info;
-    if is_quiet && exit_code != 0 { Level::Warn } else { Level::Info }
-}
-
 /// Where the log goes. A line that cannot be written never stops a run: the
 /// run's end tells of it. A closed pipe is nobody's fault.
 struct Sink {

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use log::{Level, error, info, log, warn};
+use log::{error, info, warn};
 use mongodb::bson::oid::ObjectId;
 
 use crate::api::Api;
@@ -13,7 +13,6 @@ use crate::cleanup;
 use crate::clock::Clock;
 use crate::db_error::DbError;
 use crate::delete::{self, Candidate};
-use crate::logging::statistics_level;
 use crate::reads::{CHUNK, Entry, Token};
 use crate::stop;
 use crate::store::Store;
@@ -51,7 +50,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         store,
         api,
         args,
-        summary: Summary::default(),
+        summary: Summary::of("刷新"),
         silence: Silence::default(),
         collection_size: 0,
         condemned: Vec::new(),
@@ -68,8 +67,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
     let total = run.summary.counts.total;
     delete::run(store, api, args, run.next_start, total, &condemned, &mut run.summary);
     run.summary.close();
-    let level = statistics_level(run.summary.exit_code());
-    print_statistics(&run.summary, args.dry_run, level);
+    print_statistics(&run.summary, args.dry_run);
     if let Some(days) = args.cleanup_days {
         if run.summary.stop.is_some() {
             warn!("🧹 本次不清理: 运行提前结束，或删除被上限拦下");
@@ -90,10 +88,6 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
             Ok(count) => info!("🧹 回收站: 已清除 {count} 个超过 30 天的记录"),
             Err(error) => warn!("⚠️ 无法清理回收站: {error}"),
         }
-    }
-    let level_now = statistics_level(run.summary.exit_code());
-    if level_now != level {
-        print_statistics(&run.summary, args.dry_run, level_now); // the cleanup made it a failure
     }
     run.summary
 }
@@ -277,25 +271,22 @@ impl Run<'_> {
     }
 }
 
-fn print_statistics(summary: &Summary, is_dry_run: bool, level: Level) {
-    log!(level, "{SINGLE_LINE}");
-    log!(level, "📊 刷新统计:");
-    for line in summary.lines() {
-        log!(level, "{line}");
-    }
+fn print_statistics(summary: &Summary, is_dry_run: bool) {
+    info!("{SINGLE_LINE}");
+    summary.lines().iter().for_each(|line| info!("{line}"));
     if is_dry_run {
-        log!(level, "  🔍 试运行: 以上为预计结果，数据库未改动");
+        info!("  🔍 试运行: 以上为预计结果，数据库未改动");
     }
-    log!(level, "{DOUBLE_LINE}");
+    info!("{DOUBLE_LINE}");
     let advice = summary.failure_reason().map_or("请检查网络、DNS 和代理", advice);
     match summary.stop {
         Some(Stop::Signal(_)) => warn!("⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续"),
         Some(Stop::Database | Stop::Broken) => error!("⏹️ 刷新提前结束: 数据库不可用，其余 Token 下次继续"),
         Some(Stop::ApiUnreachable) => error!("⏹️ 刷新提前结束: API 没有应答；{advice}"),
         None if summary.nothing_worked() => warn!("⚠️ 刷新完成，但没有一个 Token 刷新成功；{advice}"),
-        None | Some(Stop::DeleteLimit) => log!(level, "🎉 刷新完成"),
+        None | Some(Stop::DeleteLimit) => info!("🎉 刷新完成"),
     }
-    log!(level, "{DOUBLE_LINE}");
+    info!("{DOUBLE_LINE}");
 }
 
 /// Dates that lie ahead are another zone's wall clock.

@@ -10,14 +10,22 @@ use log::{Level, warn};
 
 use crate::args::Args;
 use crate::clock::Clock;
-use crate::logging::{self, statistics_level};
+use crate::logging;
 use crate::summary::{Stop, Summary, last_success};
 use crate::text::os_error;
 
 /// Writes the metrics file and the JSON object, where asked for. What cannot
 /// be written makes the run exit 1, and a line on stderr says so.
 pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary) {
-    let level = statistics_level(summary.exit_code());
+    // With -q they are due for any exit code but 0.
+    let mut are_due = args.level < Level::Info;
+    let mut statistics = |summary: &Summary| {
+        if are_due && summary.exit_code() != 0 {
+            summary.lines().iter().for_each(|line| warn!("{line}"));
+            are_due = false;
+        }
+    };
+    statistics(summary);
     let broken = |summary: &mut Summary, failure: &str| {
         complain(failure);
         summary.raise(Stop::Broken);
@@ -38,10 +46,7 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
             broken(summary, &format!("无法输出 --json: {} (cannot write stdout)", os_error(&error)));
         }
     }
-    if (level, statistics_level(summary.exit_code())) == (Level::Info, Level::Warn) {
-        // With -q they are due for any exit code but 0, and so far it was 0.
-        summary.lines().iter().for_each(|line| warn!("{line}"));
-    }
+    statistics(summary); // what could not be written may have made it the first exit code but 0
 }
 
 /// Checks the target of `--metrics-file` before a run. An error is a usage error.

@@ -1,9 +1,8 @@
 //! `--restore-hours`: puts back what the recycle bin took.
 
-use log::{error, info, log, warn};
+use log::{error, info, warn};
 
 use crate::db_error::{DbError, Result};
-use crate::logging::statistics_level;
 use crate::reads::BinEntry;
 use crate::stop;
 use crate::store::Store;
@@ -13,23 +12,15 @@ use crate::writes::Written;
 
 /// Restores what was deleted in the last `hours` hours, the latest deletion first.
 pub fn run(store: &Store, hours: u32, is_dry_run: bool) -> Summary {
-    let mut summary = Summary::default();
+    let mut summary = Summary::of("恢复");
     info!("♻️ 恢复最近 {hours} 小时内删除的 Token...");
     let verb = if is_dry_run { "将恢复" } else { "已恢复" };
     if let Err(error) = restore_all(store, hours, verb, &mut summary) {
         error!("❌ 恢复未完成: {error}");
         summary.raise(Stop::Database);
     }
-    if let Some(signal) = stop::requested() {
-        summary.raise_if_unfinished(signal);
-    }
-    summary.close();
-    let (total, restored) = (summary.counts.total, summary.counts.success);
-    let level = statistics_level(summary.exit_code());
-    log!(level, "📊 恢复统计:");
-    log!(level, "  📝 总计: {total} 个");
-    log!(level, "  ✅ {verb}: {restored} 个");
-    log!(level, "  ⏭️ 未恢复: {} 个", total - restored);
+    summary.close_after(stop::requested());
+    summary.lines().iter().for_each(|line| info!("{line}"));
     summary
 }
 

@@ -66,6 +66,8 @@ const SHOWN_REASONS: usize = 3;
 /// What one run did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
+    /// What the statistics are of; nothing when no verb ran.
+    title: &'static str,
     pub counts: Counts,
     /// The gravest cause to stop.
     pub stop: Option<Stop>,
@@ -79,6 +81,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Of a verb that now begins.
+    pub fn of(title: &'static str) -> Self {
+        Self { title, ..Self::default() }
+    }
+
     /// A run that ended for this cause before its first token.
     pub fn stopped_by(stop: Stop) -> Self {
         Self { stop: Some(stop), ..Self::default() }
@@ -89,11 +96,11 @@ impl Summary {
         self.stop = self.stop.max(Some(stop));
     }
 
-    /// Notes a signal that left some of the total undone.
-    pub fn raise_if_unfinished(&mut self, signal: u8) {
+    /// Closes a verb that a signal stops only if some of the total was left undone.
+    pub fn close_after(&mut self, signal: Option<u8>) {
         self.close();
         if self.counts.unprocessed > 0 {
-            self.raise(Stop::Signal(signal));
+            self.stop = self.stop.max(signal.map(Stop::Signal));
         }
     }
 
@@ -129,7 +136,10 @@ impl Summary {
 
     /// The lines of the statistics: four counts always, the others unless 0.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        if self.title.is_empty() {
+            return Vec::new();
+        }
+        let mut lines = vec![format!("📊 {}统计:", self.title)];
         for (index, (name, label, count)) in self.counts.list().into_iter().take(7).enumerate() {
             if name == "withheld" {
                 // After 失败, 删除 and 跳过, which the reasons explain.
@@ -267,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_three_commonest_of_twenty_reasons_are_told() {
-        let mut summary = Summary::default();
+        let mut summary = Summary::of("刷新");
         for (reason, times) in [("b", 8), ("a", 2), ("c", 5)] {
             (0..times).for_each(|_| summary.fail(reason));
         }
@@ -278,6 +288,7 @@ mod tests {
         assert_eq!(
             summary.lines(),
             [
+                "📊 刷新统计:",
                 "  📝 总计: 50 个",
                 "  ✅ 成功: 0 个",
                 "  ❌ 失败: 45 个",

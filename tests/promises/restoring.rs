@@ -35,11 +35,11 @@ fn what_a_run_deleted_is_restored_byte_for_byte() {
     assert_eq!(db.snapshot(), deleted);
     // One colleague's token, then all others.
     let outcome = restore(&["--card", "失效"]);
-    assert!(outcome.stdout.contains("  ✅ 已恢复: 1 个\n"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("  ✅ 成功: 1 个\n"), "{}", outcome.stdout);
     assert_eq!(db.snapshot().bin.len(), 3);
     let outcome = restore(&["--card", &old.to_hex(), "--dry-run"]);
-    assert!(outcome.stdout.contains("  ✅ 将恢复: 1 个\n"), "{}", outcome.stdout);
-    assert!(restore(&[]).stdout.contains("  ✅ 已恢复: 3 个\n"));
+    assert!(outcome.stdout.contains("  ✅ 将恢复: 名片"), "{}", outcome.stdout);
+    assert!(restore(&[]).stdout.contains("  ✅ 成功: 3 个\n"));
     let after = db.snapshot();
     let pairs = before.tokens.iter().zip(&after.tokens);
     let same =
@@ -63,8 +63,11 @@ NOW [WARNING]   ⏭️ 未恢复: 名片 '同一文档' (删除于 THEN，原因
 NOW [INFO]   ✅ 已恢复: 名片 '119 分钟前' (删除于 THEN，原因: test)
 NOW [INFO] 📊 恢复统计:
 NOW [INFO]   📝 总计: 8 个
-NOW [INFO]   ✅ 已恢复: 2 个
-NOW [INFO]   ⏭️ 未恢复: 6 个
+NOW [INFO]   ✅ 成功: 2 个
+NOW [INFO]   ❌ 失败: 2 个
+NOW [INFO]   🗑️ 删除: 0 个
+NOW [INFO]   ⏭️ 跳过: 4 个
+NOW [INFO]   ❗ 原因: 回收站记录不含 Token × 2
 ";
 
 /// The log without what every action begins with, and with each time of a deletion as `THEN`.
