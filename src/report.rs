@@ -8,7 +8,7 @@ use std::path::Path;
 
 use log::{Level, warn};
 
-use crate::args::Args;
+use crate::args::{Action, Args};
 use crate::clock::Clock;
 use crate::logging::{self, statistics_level};
 use crate::summary::{Stop, Summary, last_success};
@@ -40,6 +40,12 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
     }
     if (level, statistics_level(summary.exit_code())) == (Level::Info, Level::Warn) {
         // With -q they are due for any exit code but 0, and so far it was 0.
+        let what = match args.action {
+            Action::Restore { .. } => "恢复",
+            Action::Import { .. } => "导入",
+            _ => "刷新",
+        };
+        warn!("📊 {what}统计:");
         summary.lines().iter().for_each(|line| warn!("{line}"));
     }
 }
