@@ -147,14 +147,13 @@ fn first_of(mistakes: &[(bool, &str)]) -> Result<(), String> {
 fn check_place(scheme: &str, hosts: &str, database: &str) -> Result<(), String> {
     let is_raw_socket = hosts.is_empty() && database.contains(".sock");
     let is_name = !hosts.contains([',', ':', '%']) && hosts.parse::<Ipv4Addr>().is_err();
-    let is_odd = database.contains(['/', '\\', ' ', '"', '$', '.']);
     // The driver takes any character, and `+` before a port.
-    let is_allowed = |c: char| c.is_alphanumeric() || "._-:[]%".contains(c);
-    let is_host = |host: &str| host.chars().all(is_allowed) && ServerAddress::parse(host).is_ok();
+    let is_allowed = |c: char| c.is_alphanumeric() || "._-:[]".contains(c);
+    let is_text = |host: &str| host.strip_suffix(".sock").is_some() || host.chars().all(is_allowed);
+    let is_host = |host: &str| is_text(host) && ServerAddress::parse(host).is_ok();
     first_of(&[
         (is_raw_socket, "套接字路径中的 / 须写作 %2F (percent-encode the path of a socket)"),
         (scheme != "mongodb" && !is_name, "mongodb+srv:// 后须是一个不带端口的域名 (one name, no port)"),
-        (is_odd, "数据库名含有不允许的字符 (bad character in the database's name)"),
         (!hosts.split(',').all(is_host), HOST),
     ])
 }
@@ -293,7 +292,7 @@ mod tests {
             ("\u{feff} mongodb://h:27017/db \r\n", "h:27017", "", 30),
             ("mongodb://h1,h2:2,h3/?replicaset=rs0", "h1,h2:2,h3", "", 30),
             ("mongodb://[::1]:27017,[fe80::1]/", "[::1]:27017,[fe80::1]", "", 30),
-            ("mongodb://%2Ftmp%2Fmongodb-27017.sock/", "%2Ftmp%2Fmongodb-27017.sock", "", 30),
+            ("mongodb://%2Ftmp%2F+%2Fmongodb-27017.sock/", "%2Ftmp%2F+%2Fmongodb-27017.sock", "", 30),
             ("mongodb+srv://cluster0.example.net/db?srvMaxHosts=0", "cluster0.example.net", "", 30),
             ("mongodb://h/?compressors=zstd&tls=true&", "h", "compressors", 30),
             ("mongodb://h/?tz_aware=true&connect=false", "h", "tz_aware connect", 30),
@@ -348,6 +347,7 @@ mod tests {
             ("mongodb://[h]/", "brackets"),
             ("mongodb://[::1]x/", "port"),
             ("mongodb://h h/", "host"),
+            ("mongodb://h%41/", "host"),
             ("mongodb://h/a/b", "database"),
             ("mongodb+srv://127.0.0.1/", "mongodb+srv"),
             ("mongodb+srv://a.b.c:27017/", "mongodb+srv"),
