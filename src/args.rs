@@ -181,8 +181,6 @@ const FLAGS: [(&str, Option<&str>, &[&str]); 24] = [
     ("--version", None, &[]),
 ];
 
-type Parsed<T> = Result<Option<T>, String>;
-
 /// The flags as given, each at most once, with their values; empty where a flag takes none.
 struct Flags(Vec<(&'static str, String)>);
 
@@ -232,12 +230,17 @@ impl Flags {
         given.or(default(flag)).filter(|value| !value.is_empty())
     }
 
-    fn value<T>(&self, flag: &str, must: &str, parse: impl Fn(&str) -> Option<T>) -> Parsed<T> {
+    fn value<T>(
+        &self,
+        flag: &str,
+        must: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, String> {
         let wrong = || format!("{flag} 的值应为 {must} (expects {must})");
         self.text(flag).map(|text| parse(text).ok_or_else(wrong)).transpose()
     }
 
-    fn number(&self, flag: &str, min: u32, max: u32) -> Parsed<u32> {
+    fn number(&self, flag: &str, min: u32, max: u32) -> Result<Option<u32>, String> {
         self.value(flag, &format!("{min}..{max}"), |text| digits(text).filter(|n| (min..=max).contains(n)))
     }
 

@@ -15,11 +15,10 @@ use crate::uri::Connection;
 /// A fragment of what the driver says, the cause, what to do. The first that
 /// fits holds, so what only a living server says comes before what an absent one leaves.
 #[rustfmt::skip]
-const CAUSES: [(&str, &str, &str); 30] = [
+const CAUSES: [(&str, &str, &str); 29] = [
     ("UnknownIssuer", "证书不可信 (UnknownIssuer)", "请用 tlsCAFile 指定签发服务器证书的 CA"),
     ("CaUsedAsEndEntity", "证书不可信 (CaUsedAsEndEntity)", "服务器用 CA 证书作为自己的证书，请另签一张服务器证书"),
     ("not valid for name", "证书不可信 (NotValidForName)", "证书不含此主机名，请改用证书中的域名连接，或重签证书"),
-    ("NotValidForName", "证书不可信 (NotValidForName)", "证书不含此主机名，请改用证书中的域名连接，或重签证书"),
     ("certificate expired", "证书不可信 (Expired)", "服务器证书已过期，请更换；若未过期，请检查本机时钟"),
     ("certificate not valid yet", "证书不可信 (NotValidYet)", "服务器证书尚未生效，请检查本机时钟"),
     ("invalid peer certificate", "证书不可信", "请检查服务器证书和 tlsCAFile"),
@@ -85,11 +84,14 @@ pub fn describe(error: &Error, connection: &Connection) -> String {
     })
 }
 
-/// Whether waiting for a server is in vain: nothing listens on any of the hosts,
-/// for instance. Without any server left in the list, as all had another set's
-/// name or none, the driver asks nobody any more; one that is electing or starting stays in it.
+/// Whether waiting for a server is in vain: nothing listens on any of the hosts, for instance.
 pub fn is_final(error: &Error) -> bool {
-    let ErrorKind::ServerSelection { message, .. } = &*error.kind else { return false };
+    matches!(&*error.kind, ErrorKind::ServerSelection { message, .. } if is_settled(message))
+}
+
+/// Also when no server is left, as all had another set's name or none: the driver asks
+/// nobody any more then. One that is electing or starting stays in its list.
+fn is_settled(message: &str) -> bool {
     servers(message).all(|(_, said)| FINAL.iter().any(|text| said.contains(text)))
 }
 
@@ -152,4 +154,36 @@ fn seen(address: &str, said: &str) -> String {
     thread::spawn(move || sender.send(address.to_socket_addrs().is_ok()));
     let is_slow = receiver.recv_timeout(Duration::from_secs(1)).is_err();
     if is_slow { SLOW_NAME } else { TIMED_OUT }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_cannot_change_ends_the_waiting() {
+        const REFUSED: &str = "Unknown, Error: Kind: I/O error: Connection refused (os error 111)";
+        let other_name = |name: &str| {
+            format!(
+                "Unknown, Error: Connection string replicaSet name \"a\" does not match actual name {name}"
+            )
+        };
+        let table: [(&[&str], bool); 9] = [
+            (&[], true),
+            (&[REFUSED], true),
+            (&[REFUSED, "RsSecondary, Replica Set Name: a"], false),
+            (&["RsSecondary, Replica Set Name: a"], false),
+            (&["RsGhost"], false),
+            (&[&other_name("\"b\"")], true),
+            (&[&other_name("<none>")], false),
+            (&["Unknown, Error: received corrupt message of type InvalidContentType"], true),
+            (&["Unknown, Error: Kind: I/O error: tls handshake eof"], false),
+        ];
+        for (said, expected) in table {
+            let servers = said.iter().map(|said| format!("{{ Address: h:27017, Type: {said} }}"));
+            let message =
+                format!("Topology: {{ Type: Unknown, Servers: [ {} ] }}", servers.collect::<String>());
+            assert_eq!(is_settled(&message), expected, "{message}");
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl Clock {
         self.started
     }
 
-    /// How long the run has taken so far.
+    /// Of the run so far.
     pub fn seconds(&self) -> f64 {
         self.running.elapsed().as_secs_f64()
     }
@@ -92,7 +92,6 @@ impl Clock {
         self.started.saturating_add(self.running.elapsed()).unwrap_or(self.started)
     }
 
-    /// The time `hours` ago.
     pub fn hours_ago(&self, hours: u32) -> Timestamp {
         let ago = SignedDuration::from_hours(hours.into());
         self.now().saturating_sub(ago).unwrap_or(Timestamp::MIN)

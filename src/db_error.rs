@@ -42,7 +42,7 @@ impl fmt::Display for DbError {
             Self::Lost(what) => write!(f, "数据库没有应答或不接受操作 ({what})"),
             Self::Refused(0) => f.write_str("数据库拒绝登录，请检查用户和密码"),
             Self::Refused(13) => f.write_str(
-                "数据库账户没有权限 (错误 13)，需要对 baoming_tokens 和 baoming_tokens_deleted 的读写权限",
+                "数据库账户没有权限 (错误 13)，需要读 cards，并读写 baoming_tokens 和 baoming_tokens_deleted",
             ),
             Self::Refused(code) => write!(f, "数据库不支持此操作 (错误 {code})"),
             Self::Unconfirmed(code) => write!(f, "写入没有得到副本集多数成员的确认 (错误 {code})"),
@@ -54,13 +54,11 @@ impl fmt::Display for DbError {
 
 impl From<Error> for DbError {
     fn from(error: Error) -> Self {
-        let lost = |kind: &str| Self::Lost(kind.to_owned());
+        if let Some(kind) = lost_connection(&error) {
+            return Self::Lost(kind.to_owned());
+        }
         match &*error.kind {
             ErrorKind::Authentication { .. } => Self::Refused(0),
-            ErrorKind::ServerSelection { .. } => lost("ServerSelection"),
-            ErrorKind::ConnectionPoolCleared { .. } => lost("ConnectionPoolCleared"),
-            ErrorKind::DnsResolve { .. } => lost("DnsResolve"),
-            ErrorKind::Io(_) => lost("Io"),
             ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Self::Unconfirmed(error.code),
             _ => match code(&error) {
                 code @ (2 | 9 | 13 | 59 | 115 | 168) => Self::Refused(code),
@@ -79,18 +77,20 @@ impl From<Error> for DbError {
 pub fn is_passing(error: &Error) -> bool {
     const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
     const PASSING: [i32; 13] = [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
+    lost_connection(error).is_some()
+        || ["RetryableWriteError", "RetryableError"].iter().any(|label| error.contains_label(label))
+        || NETWORK.contains(&code(error))
+        || PASSING.contains(&code(error))
+}
+
+/// The kind of an error that means that there is no connection.
+fn lost_connection(error: &Error) -> Option<&'static str> {
     match &*error.kind {
-        ErrorKind::Io(_)
-        | ErrorKind::ServerSelection { .. }
-        | ErrorKind::ConnectionPoolCleared { .. }
-        | ErrorKind::DnsResolve { .. } => true,
-        _ => {
-            let code = code(error);
-            let labels = ["RetryableWriteError", "RetryableError"];
-            labels.iter().any(|label| error.contains_label(label))
-                || NETWORK.contains(&code)
-                || PASSING.contains(&code)
-        }
+        ErrorKind::ServerSelection { .. } => Some("ServerSelection"),
+        ErrorKind::ConnectionPoolCleared { .. } => Some("ConnectionPoolCleared"),
+        ErrorKind::DnsResolve { .. } => Some("DnsResolve"),
+        ErrorKind::Io(_) => Some("Io"),
+        _ => None,
     }
 }
 
@@ -104,5 +104,4 @@ fn code(error: &Error) -> i32 {
     }
 }
 
-/// The result of a database operation.
 pub type Result<T> = std::result::Result<T, DbError>;

@@ -39,6 +39,8 @@ enum Fate {
     Changed,
     /// It is kept, because the deletion failed or the second answer did not condemn it.
     Failed(String),
+    /// A delete was sent, and nobody can say whether it was carried out.
+    Unsure,
     /// The second answer was that it is valid; it was refreshed.
     Valid,
     /// It is kept, because the step ended before it.
@@ -66,6 +68,13 @@ pub fn run(
         warn!(
             "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行"
         );
+    }
+    if summary.stop.is_none() && count > 0 {
+        let unfit = store.unfit_to_delete().unwrap_or_else(|error| Some(error.to_string()));
+        if let Some(reason) = unfit {
+            error!("  🛑 不删除任何 Token: {reason}");
+            summary.raise(Stop::Database);
+        }
     }
     let mut silence = Silence::default();
     for candidate in candidates {
@@ -117,6 +126,14 @@ fn count_fate(fate: &Fate, candidate: &Candidate, is_dry_run: bool, summary: &mu
             warn!("  ⚠️ {label} 未删除，Token 保留: {reason}");
             if is_verdict {
                 summary.fail(reason);
+            } else {
+                summary.cleanup_failed = true;
+            }
+        }
+        Fate::Unsure => {
+            warn!("  ⚠️ {label} 不确定是否已删除: Token 仍在原处或在回收站中");
+            if is_verdict {
+                summary.fail("不确定是否已删除");
             } else {
                 summary.cleanup_failed = true;
             }
@@ -197,7 +214,7 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
         Ok(true) => {
             Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string))
         }
-        Err(lost) => return Err((Fate::Failed("Token 仍在原处或在回收站中".to_owned()), lost)),
+        Err(lost) => return Err((Fate::Unsure, lost)),
     };
     match error {
         Some(error) if error.is_fatal() => Err((fate, error)),

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,10 +39,8 @@ pub fn start(args: &Args, zone: TimeZone) -> io::Result<()> {
         .filter_module(TARGET, args.level)
         .format(move |out, record| {
             let level = match record.level() {
-                Level::Error => "ERROR",
                 Level::Warn => "WARNING",
-                Level::Info => "INFO",
-                Level::Debug | Level::Trace => "DEBUG",
+                level => level.as_str(),
             };
             writeln!(out, "{} [{level}] {}", wall(&zone, Timestamp::now()), record.args())
         })
@@ -97,7 +95,7 @@ struct LogFile {
 
 impl LogFile {
     fn open(path: PathBuf) -> io::Result<Self> {
-        if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
+        if let Some(folder) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         let mut options = OpenOptions::new();

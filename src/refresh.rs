@@ -35,8 +35,8 @@ struct Run<'a> {
     /// How many tokens there were before anything was deleted: the cleanup's limit is a part of them.
     collection_size: usize,
     condemned: Vec<Candidate>,
-    /// Valid tokens whose `last_used` could not be moved: the cleanup must not take them for unused.
-    unwritten: Vec<ObjectId>,
+    /// Valid tokens whose `last_used` was not moved: the cleanup must not take them for unused.
+    valid_but_unwritten: Vec<ObjectId>,
     /// Tokens that were asked before their turn, as controls.
     asked_early: HashSet<ObjectId>,
     next_start: Instant,
@@ -54,7 +54,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         silence: Silence::default(),
         collection_size: 0,
         condemned: Vec::new(),
-        unwritten: Vec::new(),
+        valid_but_unwritten: Vec::new(),
         asked_early: HashSet::new(),
         next_start: Instant::now(),
         began: Instant::now(),
@@ -74,7 +74,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         } else if run.silence.was_asked() && !run.summary.any_valid {
             warn!("🧹 本次不清理: 询问过的 Token 没有一个有效，不能由此判断谁长期未使用");
         } else {
-            let mut decided = std::mem::take(&mut run.unwritten);
+            let mut decided = std::mem::take(&mut run.valid_but_unwritten);
             decided.extend(condemned.iter().map(|candidate| candidate.id));
             let size = run.collection_size;
             let cleaned = cleanup::run(store, api, args, days, size, &decided, &mut run.summary);
@@ -232,12 +232,13 @@ impl Run<'_> {
             Ok(Written::Done) => info!("  ✅ Token 有效，已更新使用时间"),
             Ok(Written::Would) => info!("  ✅ Token 有效 (试运行: 未写入)"),
             Ok(Written::Changed) => {
+                self.valid_but_unwritten.push(token.id);
                 info!("  ⏭️ 跳过: Token 已被其他程序更改");
                 self.summary.counts.skipped += 1;
                 return Ok(());
             }
             Err(error) => {
-                self.unwritten.push(token.id);
+                self.valid_but_unwritten.push(token.id);
                 self.fail(label, &error.to_string());
                 return if error.is_fatal() { Err(error) } else { Ok(()) };
             }

@@ -51,17 +51,17 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
 
 /// Checks the target of `--metrics-file` before a run. An error is a usage error.
 pub fn check_metrics_target(path: &Path) -> Result<(), String> {
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    if !folder.unwrap_or(Path::new(".")).is_dir() {
+    if !Path::new(".").join(path).parent().is_some_and(Path::is_dir) {
         return Err("--metrics-file 所在的文件夹不存在，请先创建 (no such folder; make it first)".to_owned());
     }
     match fs::symlink_metadata(path) {
         Ok(meta) if !meta.is_file() => {
             Err("--metrics-file 不是普通文件 (not a regular file: a link, folder, pipe or device)".to_owned())
         }
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(format!("--metrics-file 无法使用: {} (cannot be used)", os_error(&error))),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("--metrics-file 无法使用: {} (cannot be used)", os_error(&error)))
+        }
+        _ => Ok(()),
     }
 }
 

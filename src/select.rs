@@ -14,7 +14,6 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// All tokens.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
     /// `K/N`, counted from 1; 0 is the same as N, so that 0-based indices fit.

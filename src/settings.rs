@@ -24,13 +24,10 @@ const MAX_SECRET: u64 = 65_536;
 /// What the environment says, checked. Nothing has been connected to yet.
 pub struct Settings {
     pub connection: Connection,
-    /// The database's name.
     pub database: String,
     /// The API's address without a trailing slash.
     pub api_base: String,
-    /// The proxy for the API, if any.
     pub proxy: Option<Proxy>,
-    /// The certificates that the API's must be signed by.
     pub roots: RootCerts,
 }
 

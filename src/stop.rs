@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// How long a sleep goes on after a signal, at most.
 const SLICE: Duration = Duration::from_millis(50);
 
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
+static TOO_LARGE: AtomicBool = AtomicBool::new(false);
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
 /// Takes over SIGINT and SIGTERM: the first asks to stop, the second ends the process at once.
@@ -23,6 +24,8 @@ pub fn register() -> io::Result<()> {
         flag::register(signal, &STOPPING)?;
         flag::register_usize(signal, &RECEIVED, number)?;
     }
+    // A file that may not grow any more (`ulimit -f`) is a write error, not the program's end.
+    flag::register(SIGXFSZ, &TOO_LARGE)?;
     Ok(())
 }
 

@@ -74,8 +74,9 @@ impl Store {
         clock: Clock,
         dry_run: bool,
     ) -> std::result::Result<Self, String> {
-        if clock.started() < Timestamp::UNIX_EPOCH {
-            return Err("本机时钟早于 1970 年；请校准时钟 (NTP)".to_owned());
+        // What an ObjectId can hold: the driver ends the program when it makes one beyond that.
+        if u32::try_from(clock.started().as_second()).is_err() {
+            return Err("本机时钟早于 1970 年或晚于 2106 年；请校准时钟 (NTP)".to_owned());
         }
         let worker = Worker::start(connection.operation_limit);
         let (uri, name) = (connection.uri.clone(), database.to_owned());

@@ -46,15 +46,12 @@ impl Counts {
 /// more once there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
-    /// The API does not answer.
     ApiUnreachable,
-    /// The delete limit held a step back.
     DeleteLimit,
     /// Something else could not be done: a file cannot be read, a check did not pass.
     Broken,
     /// The database cannot be reached, refuses, takes no writes or was lost; clocks apart.
     Database,
-    /// This signal came.
     Signal(u8),
 }
 
@@ -63,7 +60,6 @@ const MAX_REASONS: usize = 20;
 const OTHER_REASONS: &str = "其他";
 const SHOWN_REASONS: usize = 3;
 
-/// What one run did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// What the statistics are of; nothing when no verb ran.
@@ -124,7 +120,6 @@ impl Summary {
         reasons
     }
 
-    /// The commonest reason of failure.
     pub fn failure_reason(&self) -> Option<&str> {
         self.commonest().first().map(|(reason, _)| reason.as_str())
     }

@@ -4,7 +4,6 @@
 
 use std::io::{self, ErrorKind};
 
-/// How much of a text from outside is shown.
 const SHOWN_CHARS: usize = 100;
 /// A text without blanks at least this long may be somebody's token.
 const SUSPICIOUS_CHARS: usize = 16;
@@ -15,7 +14,6 @@ const SENDABLE_BYTES: usize = 4096;
 /// The API's own words for a dead token; they give nothing away.
 const CONDEMNING_WORDS: [&str; 3] = ["invalid", "access", "token"];
 
-/// The login token of one user.
 #[derive(Clone)]
 pub struct AccessToken(String);
 
@@ -85,7 +83,11 @@ pub fn presentable(text: &str, own: Option<&AccessToken>) -> String {
     if own.is_some_and(|token| token.is_echoed_in(&text)) {
         return "(内容含 Token，不显示)".to_owned();
     }
-    shorten(&escape(&mask_suspicious(&text)), SHOWN_CHARS)
+    let shown = escape(&mask_suspicious(&text));
+    match shown.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &shown[..end]),
+        None => shown,
+    }
 }
 
 /// A text from outside, made harmless: control characters, line separators and
@@ -105,14 +107,6 @@ pub fn escape(text: &str) -> String {
         }
     }
     out
-}
-
-/// `text` cut to at most `max_chars` characters, the cut marked.
-fn shorten(text: &str, max_chars: usize) -> String {
-    match text.char_indices().nth(max_chars) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 fn is_token_char(c: char) -> bool {
@@ -237,8 +231,9 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_at_characters() {
-        assert_eq!(shorten("系统繁忙", 4), "系统繁忙");
-        assert_eq!(shorten("系统繁忙", 2), "系统…");
+        let whole = "忙".repeat(100);
+        assert_eq!(presentable(&whole, None), whole);
+        assert_eq!(presentable(&(whole.clone() + "x"), None), whole + "…");
     }
 
     #[test]

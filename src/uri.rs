@@ -147,14 +147,13 @@ fn first_of(mistakes: &[(bool, &str)]) -> Result<(), String> {
 fn check_place(scheme: &str, hosts: &str, database: &str) -> Result<(), String> {
     let is_raw_socket = hosts.is_empty() && database.contains(".sock");
     let is_name = !hosts.contains([',', ':', '%']) && hosts.parse::<Ipv4Addr>().is_err();
-    let is_odd = database.contains(['/', '\\', ' ', '"', '$', '.']);
     // The driver takes any character, and `+` before a port.
-    let is_allowed = |c: char| c.is_alphanumeric() || "._-:[]%".contains(c);
-    let is_host = |host: &str| host.chars().all(is_allowed) && ServerAddress::parse(host).is_ok();
+    let is_allowed = |c: char| c.is_alphanumeric() || "._-:[]".contains(c);
+    let is_text = |host: &str| host.strip_suffix(".sock").is_some() || host.chars().all(is_allowed);
+    let is_host = |host: &str| is_text(host) && ServerAddress::parse(host).is_ok();
     first_of(&[
         (is_raw_socket, "套接字路径中的 / 须写作 %2F (percent-encode the path of a socket)"),
         (scheme != "mongodb" && !is_name, "mongodb+srv:// 后须是一个不带端口的域名 (one name, no port)"),
-        (is_odd, "数据库名含有不允许的字符 (bad character in the database's name)"),
         (!hosts.split(',').all(is_host), HOST),
     ])
 }
@@ -285,6 +284,7 @@ mod tests {
 
     #[test]
     fn strings_that_are_taken() {
+        const TAGS: &str = "readPreferenceTags readPreferenceTags";
         // What users paste; the hosts that are shown; what is left out; the limit in seconds.
         let table = [
             ("mongodb://h", "h", "", 30),
@@ -292,15 +292,10 @@ mod tests {
             ("\u{feff} mongodb://h:27017/db \r\n", "h:27017", "", 30),
             ("mongodb://h1,h2:2,h3/?replicaset=rs0", "h1,h2:2,h3", "", 30),
             ("mongodb://[::1]:27017,[fe80::1]/", "[::1]:27017,[fe80::1]", "", 30),
-            ("mongodb://%2Ftmp%2Fmongodb-27017.sock/", "%2Ftmp%2Fmongodb-27017.sock", "", 30),
+            ("mongodb://%2Ftmp%2F+%2Fmongodb-27017.sock/", "%2Ftmp%2F+%2Fmongodb-27017.sock", "", 30),
             ("mongodb+srv://cluster0.example.net/db?srvMaxHosts=0", "cluster0.example.net", "", 30),
             ("mongodb://h/?compressors=zstd&tls=true&", "h", "compressors", 30),
-            (
-                "mongodb://h/?uuidRepresentation=standard&tz_aware=true&connect=false",
-                "h",
-                "uuidRepresentation tz_aware connect",
-                30,
-            ),
+            ("mongodb://h/?tz_aware=true&connect=false", "h", "tz_aware connect", 30),
             ("mongodb://h/?socketTimeoutMS=20000", "h", "", 20),
             ("mongodb://h/?socketTimeoutMS=20000&timeoutms=5000", "h", "", 5),
             ("mongodb://h/?timeoutMS=0", "h", "", 30),
@@ -312,18 +307,8 @@ mod tests {
             ("mongodb://h/?retryWrites=true&ssl=true&tls=true&appName=my%20app", "h", "", 30),
             ("mongodb://u:a@h/?authMechanism=SCRAM-SHA-256&replicaSet=a", "h", "", 30),
             ("mongodb://u:!$%&'()*+,;<=>^`{|}~\"\\-._ @h/", "h", "", 30),
-            (
-                "mongodb://u:%21%22%23%24%25%26%27%28%29%2A%2B%2C%2D%2E%2F%3A%3B%3C%3D%3E%3F%40%5B%5C%5D%5E%5F%60%7B@h",
-                "h",
-                "",
-                30,
-            ),
-            (
-                "mongodb://h/?directConnection=true&readPreferenceTags=dc:a&readPreferenceTags=",
-                "h",
-                "readPreferenceTags readPreferenceTags",
-                30,
-            ),
+            ("mongodb://u:%23%25%2C%2F%3A%3C%3F%40%5B%5D%7B@h", "h", "", 30),
+            ("mongodb://h/?readPreferenceTags=a:b&readPreferenceTags=", "h", TAGS, 30),
         ];
         for (text, hosts, left_out, seconds) in table {
             // `%` alone is no escape; the rest of ASCII's marks is fine as it is.
@@ -335,6 +320,8 @@ mod tests {
             let driver = ConnectionString::parse(connection.uri.expose()).expect(&text);
             assert_eq!(driver.replica_set, connection.replica_set, "{text}");
         }
+        let least = parse("mongodb://h/?directConnection=true&timeoutMS=1").expect("taken");
+        assert_eq!(least.operation_limit, MIN_OPERATION);
     }
 
     #[test]
@@ -353,7 +340,6 @@ mod tests {
             ("mongodb://h1,,h2/", "host"),
             ("mongodb:///tmp/mongodb-27017.sock", "percent-encode"),
             ("mongodb://h:99999/", "port"),
-            ("mongodb://h:0/", "port"),
             ("mongodb://h:/", "port"),
             ("mongodb://h:+1/", "port"),
             ("mongodb://::1/", "brackets"),
@@ -361,6 +347,7 @@ mod tests {
             ("mongodb://[h]/", "brackets"),
             ("mongodb://[::1]x/", "port"),
             ("mongodb://h h/", "host"),
+            ("mongodb://h%41/", "host"),
             ("mongodb://h/a/b", "database"),
             ("mongodb+srv://127.0.0.1/", "mongodb+srv"),
             ("mongodb+srv://a.b.c:27017/", "mongodb+srv"),
@@ -374,7 +361,6 @@ mod tests {
             ("mongodb://ops:S3#cret@h/", "percent-encode"),
             ("mongodb://ops:S3:cret@h/", "percent-encode"),
             ("mongodb://ops:S3[cret@h/", "percent-encode"),
-            ("mongodb://ops:S3]cret@h/", "percent-encode"),
             ("mongodb://ops:S3cret%zz@h/", "percent-encode"),
             ("mongodb://ops:S3cret%@h/", "percent-encode"),
             ("mongodb://S3cret@h/", "password missing"),
@@ -402,7 +388,6 @@ mod tests {
             ("mongodb://h/?tlsInsecure=true&tlsAllowInvalidCertificates=true", "tlsInsecure"),
             ("mongodb://h/?tlsAllowInvalidHostnames=true", "tlsAllowInvalidHostnames"),
             ("mongodb://h/?tlsCertificateKeyFilePassword=S3cret", "tlsCertificateKeyFilePassword"),
-            ("mongodb://h/?tlsCAFile=/no/such.pem&tls=true", "tlsCAFile"),
             ("mongodb://h/?tlsCAFile=%2Fno%2Fsuch.pem", "tlsCAFile"),
             ("mongodb://h/?tlsCAFile=Cargo.toml", "tlsCAFile"),
             ("mongodb://h/?tlsCertificateKeyFile=/", "tlsCertificateKeyFile"),

@@ -165,7 +165,6 @@ impl Silence {
         self.in_a_row >= SILENT_IN_A_ROW
     }
 
-    /// Whether any token was sent at all.
     pub fn was_asked(&self) -> bool {
         self.any_sent
     }

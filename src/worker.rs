@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::debug;
+use log::{debug, error};
 
 use crate::db_error::{DbError, Result, is_passing};
 use crate::stop;
@@ -115,8 +115,11 @@ impl Worker {
     }
 }
 
+/// Where the system has no thread left, no job is taken.
 fn new_thread() -> Sender<Job> {
     let (jobs, inbox) = mpsc::channel::<Job>();
-    thread::spawn(move || inbox.into_iter().for_each(|job| job()));
+    if thread::Builder::new().spawn(move || inbox.into_iter().for_each(|job| job())).is_err() {
+        error!("❌ 系统无法创建线程；请检查进程数上限 (ulimit -u, pids)");
+    }
     jobs
 }
