@@ -49,6 +49,8 @@ const CAUSES: [(&str, &str, &str); 29] = [
 
 /// What a server that does not answer leaves.
 pub const TIMED_OUT: &str = "超时；请检查防火墙、安全组和 IP 白名单";
+/// What only a direct connection to a member of a set can lead to.
+pub const NOT_PRIMARY: &str = "不是主节点；请删除 directConnection=true 并设置 replicaSet，或直接连接主节点";
 /// What a name server that does not answer leaves.
 pub const SLOW_NAME: &str = "域名解析超时；请检查 DNS 服务器 (/etc/resolv.conf)";
 

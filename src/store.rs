@@ -94,9 +94,10 @@ impl Store {
             options.retry_writes = Some(false);
             options.retry_reads = Some(false);
             options.max_adaptive_retries = Some(0);
-            Ok((Client::with_options(options)?.database(&name), limit))
+            let is_direct = options.direct_connection == Some(true);
+            Ok((Client::with_options(options)?.database(&name), limit, is_direct))
         });
-        let (database, limit) = match opened {
+        let (database, limit, is_direct) = match opened {
             Some(Ok(opened)) => opened,
             Some(Err(error)) => return Err(cause::describe(&error, connection)),
             // Nothing but the look-up of mongodb+srv:// takes time so far.
@@ -127,6 +128,11 @@ impl Store {
                 }
             }
         };
+        // The driver reads from whatever `directConnection` leads to, but a secondary takes no writes.
+        let is_primary = hello.as_ref().is_none_or(|hello| hello.get_bool("ismaster").unwrap_or(true));
+        if is_direct && !is_primary {
+            return Err(cause::NOT_PRIMARY.to_owned());
+        }
         match hello.and_then(|hello| hello.get_datetime("localTime").ok().copied()) {
             Some(theirs) => compare_clocks(&clock, theirs.timestamp_millis())?,
             None => debug!("  数据库服务器没有报告时钟"),

@@ -445,6 +445,8 @@ fn a_failed_connection_names_its_cause() {
         *options = format!("mongodb://user:hunter2@{hosts}/?serverSelectionTimeoutMS=4000&{options}");
     }
     // Whole connection strings, the first of them without a limit of its own.
+    let secondary = three.nodes[0].host();
+    let direct = format!("mongodb://{secondary}/?directConnection=true");
     table.extend([
         (unanswered.clone(), format!("mongodb://user:hunter2@{unanswered}/"), "超时", "防火墙", 13),
         (
@@ -454,6 +456,7 @@ fn a_failed_connection_names_its_cause() {
             "SRV",
             13,
         ),
+        (secondary, direct, "不是主节点", "replicaSet", 7),
         (auth.host(), auth.uri_for("admin", "hunter2"), "认证失败", "authSource", 7),
         (auth.host(), auth.uri_for("hunter2", "hunter2"), "认证失败", "authSource", 7),
         (auth.host(), cards_only, "无权限", "readWrite", 7),
