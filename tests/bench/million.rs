@@ -2,13 +2,12 @@
 
 use mongodb::bson::{DateTime, Document, doc};
 
-use crate::measure::{self, Running};
+use crate::measure::{self, Cost, Running};
 use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock, wall_clock_days_ago};
 use crate::table::{Limit, Table};
-use crate::{ROUNDS, all_valid, seeded};
+use crate::{ROUNDS, full_run, seeded};
 
 const TOKENS: u32 = 1_000_000;
-const SHARDS: u32 = 1000;
 const BATCH: u32 = 10_000;
 /// They were last used over so many days, evenly.
 const DAYS: u32 = 100;
@@ -19,29 +18,25 @@ pub fn measure(server: &Mongod, table: &mut Table) {
     let db = server.fresh_db();
     seed(&db);
     let (api, down) = (Stub::always(Reply::valid()), Stub::always(Reply::http(503, &[], "")));
-    let shard = format!("1/{SHARDS}");
-    let mut peaks: [Vec<f64>; 3] = [const { Vec::new() }; 3];
-    let mut secs = Vec::new();
-    for _ in 0..ROUNDS {
-        let base = Running::start(&measure::product(&fewer, &api)).end(0, &all_valid(10_000)).peak_kib;
-        let of_shard =
-            Running::start(&measure::product(&db, &api).args(["--shard", &shard])).end(0, "失败: 0 个");
-        // All ids are in memory when the run finds that the API is down, after five tokens.
-        let whole =
-            Running::start(&measure::product(&db, &down).args(["--retries", "0"])).end(5, "失败: 5 个");
-        peaks[0].push(base);
-        peaks[1].push(of_shard.peak_kib);
-        peaks[2].push(whole.peak_kib);
-        secs.push(whole.wall_secs);
-    }
+    let rounds: Vec<[Cost; 3]> = (0..ROUNDS)
+        .map(|_| {
+            let base = full_run(&fewer, &api, 10_000);
+            let shard = measure::product(&db, &api).args(["--delay-ms=0", "--shard", "1/1000"]);
+            // All ids are in memory when the run finds that the API is down, after five tokens.
+            let whole = measure::product(&db, &down).args(["--delay-ms=0", "--retries=0"]);
+            let shard = Running::start(&shard).end(0, "失败: 0 个");
+            [base, shard, Running::start(&whole).end(5, "失败: 6 个")]
+        })
+        .collect();
     let more = f64::from(TOKENS - 10_000);
     for (which, what) in [(1, "--shard 1/1000"), (2, "all")] {
-        let bytes = peaks[which].iter().zip(&peaks[0]).map(|(peak, base)| (peak - base) * 1024.0 / more);
+        let peaks = rounds.iter().map(|round| round[which].peak_kib);
+        let bytes = rounds.iter().map(|round| (round[which].peak_kib - round[0].peak_kib) * 1024.0 / more);
         let name = format!("1,000,000 tokens, {what}: bytes a token beyond 10,000");
         table.add(&name, Limit::AtMost(24.0), bytes);
-        let name = format!("1,000,000 tokens, {what}: peak memory, KiB");
-        table.add(&name, Limit::None, peaks[which].iter().copied());
+        table.add(&format!("1,000,000 tokens, {what}: peak memory, KiB"), Limit::None, peaks);
     }
+    let secs = rounds.iter().map(|round| round[2].wall_secs);
     table.add("1,000,000 tokens: s until the first are checked", Limit::None, secs);
     explain_all(&db);
 }

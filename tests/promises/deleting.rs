@@ -3,9 +3,8 @@
 
 use crate::support::compare::{assert_bin_entry, assert_text, timeless};
 use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, scratch_dir, unique_token};
+use mongodb::bson::doc;
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{DateTime, doc};
-use std::time::{Duration, SystemTime};
 
 const CLEANUP: &str = "\
 NOW [INFO] 🎉 刷新完成
@@ -28,19 +27,18 @@ fn cleanup_of(outcome: &Outcome) -> String {
 fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
     let db = Mongod::shared().fresh_db();
     // None of these goes: a refresh keeps what was long unused, an age that is not known is none.
-    db.add_used("valid", 1, 60.0);
-    db.add_used("29 days and 23 hours", 1, 29.96);
+    db.add_used("valid", 60.0);
+    db.add_used("29 days and 23 hours", 29.96);
     db.add(Seed::new(&unique_token("busy")).without("last_used"));
     db.add(Seed::new(&unique_token("busy")).set("last_used", 0_i64));
-    let not_found = r#"{"sta":-1,"msg":"data not found"}"#;
-    let api = Stub::start(move |request| {
-        if request.token().contains("-valid-") { Reply::valid() } else { Reply::json(200, not_found) }
+    let api = Stub::start(|request| {
+        if request.token().contains("-valid-") { Reply::valid() } else { Reply::refusal("data not found") }
     });
     let outcome = Run::new(&db, &api).arg("--cleanup-days=30").go().expect(3);
     let (head, _) = CLEANUP.split_once("NOW [INFO]   发现").expect("the list");
     assert_text(&cleanup_of(&outcome), &(head.to_owned() + "NOW [INFO]   ✅ 没有需要清理的 Token\n"));
 
-    let ids = [("1111", 41.1), ("2222", 30.04)].map(|(name, days)| db.add_used(name, 1, days)[0]);
+    let ids = [("1111", 41.1), ("2222", 30.04)].map(|(name, days)| db.add_used(name, days));
     let orphan = db.add(Seed::new(&unique_token("orphan")).last_used_days_ago(50.0));
     let (before, asked) = (db.snapshot(), api.requests());
     let outcome = Run::new(&db, &api).args(["--cleanup-days", "30"]).go().expect(3);
@@ -49,7 +47,8 @@ fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
     for (entry, (id, days)) in after.bin.iter().zip([(orphan, 50), (ids[0], 41), (ids[1], 30)]) {
         let document =
             before.tokens.iter().find(|document| document.get_object_id("_id").is_ok_and(|it| it == id));
-        assert_bin_entry(entry, document.expect("document"), &format!("{days} 天未使用"));
+        assert_bin_entry(entry, document.expect("document"));
+        assert_eq!(entry.get_str("reason").expect("a text"), format!("{days} 天未使用"));
     }
     assert_eq!((after.bin.len(), after.tokens.len()), (3, before.tokens.len() - 3));
     assert_eq!((after.cards, api.requests() - asked), (before.cards, 7), "the cleanup asks nothing");
@@ -70,14 +69,12 @@ fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
     for (flags, code, counts) in table {
         let db = Mongod::shared().fresh_db();
         // What was long unused is cleaned up only if the run itself neither refreshes nor deletes it.
-        for (label, n, days) in [("valid", 1, 2.0), ("invalid", 1, 2.0), ("busy", 1, 2.0)] {
-            db.add_used(label, n, days);
+        for label in ["valid", "invalid", "busy"] {
+            db.add_used(label, 2.0);
+            db.add_used(label, 40.0);
         }
-        for (label, n) in [("valid", 1), ("invalid", 1), ("busy", 2)] {
-            db.add_used(label, n, 40.0);
-        }
-        let entry = doc! { "token": {}, "reason": "too old", "deleted_at": DateTime::from_millis(0) };
-        db.bin().insert_one(entry).run().expect("bin entry");
+        db.add_used("busy", 40.0);
+        db.add_to_bin(doc! {}, "too old", 31.0 * 24.0);
         let before = db.snapshot();
         let metrics = scratch_dir().join("metrics.prom");
         let run = || {
@@ -102,16 +99,9 @@ fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
 #[test]
 fn a_complete_run_purges_what_lay_in_the_bin_for_30_days() {
     let db = Mongod::shared().fresh_db();
-    let card = db.add_card("card");
-    let add = |name: &str, hours: u64| {
-        let age = Duration::from_secs(hours * 60 * 60);
-        let deleted_at = DateTime::from_system_time(SystemTime::now() - age);
-        let token = doc! { "_id": ObjectId::new(), "card": card };
-        let entry = doc! { "token": token, "reason": name, "deleted_at": deleted_at };
-        db.bin().insert_one(entry).run().expect("bin entry");
-    };
-    add("too old", 30 * 24 + 1);
-    add("not yet", 30 * 24 - 1);
+    db.add_card("card");
+    db.add_to_bin(doc! { "_id": ObjectId::new() }, "too old", 30.0 * 24.0 + 1.0);
+    db.add_to_bin(doc! { "_id": ObjectId::new() }, "not yet", 30.0 * 24.0 - 1.0);
     let left = || db.bin().distinct("reason", doc! {}).run().expect("bin");
     let run = |flags: &[&str]| Run::new(&db, &Stub::always(Reply::valid())).args(flags).go().expect(0);
     run(&["--dry-run"]);

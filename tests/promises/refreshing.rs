@@ -3,11 +3,9 @@
 use crate::support::compare::date;
 use crate::support::mongod::READS;
 use crate::support::{Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, tls, unique_token};
-use crate::support::{dead, wall_clock};
+use crate::support::{dead, unresponsive, wall_clock};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, doc};
-use socket2::{Domain, Socket, Type};
-use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -57,7 +55,7 @@ fn max_age_days_selects_by_the_wall_clock() {
     let db = Mongod::shared().fresh_db();
     // Between UTC and Shanghai lie eight hours: an hour this or that side tells them apart.
     for (label, days) in [("inside", 7.0 - HOUR), ("outside", 7.0 + HOUR), ("recent", 0.0)] {
-        db.add_used(label, 1, days);
+        db.add_used(label, days);
     }
     db.add(Seed::new(&unique_token("never")).without("last_used"));
     db.add(Seed::new(&unique_token("odd")).set("last_used", "yesterday"));
@@ -83,9 +81,7 @@ fn card_refreshes_one_colleague_s_token_by_name_or_id() {
     }
     db.add(Seed::new(&unique_token("valid")).card_dbref(wang));
     let binned = ObjectId::new();
-    let entry =
-        doc! { "token": Seed::new("gone").card(binned).0, "reason": "x", "deleted_at": DateTime::MIN };
-    db.bin().insert_one(entry).run().expect("entry");
+    db.add_to_bin(Seed::new("gone").card(binned).0, "x", 31.0 * 24.0);
     let api = Stub::by_label();
     let run = |name: &str| Run::new(&db, &api).arg("--card").arg(name).go();
 
@@ -234,12 +230,7 @@ fn timeout_secs_limits_each_phase_of_a_call() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"s";
     let pause = Duration::from_secs(2);
     let in_parts = Reply::raw(head).after(pause).and(Reply::raw("ta\":0}").after(pause));
-    // Its queue is full: nobody takes another connection.
-    let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    full.listen(0).expect("a queue of one");
-    let address = full.local_addr().expect("address").as_socket().expect("an IP address");
-    let _queued = TcpStream::connect(address).expect("the one");
+    let (_sockets, address) = unresponsive();
     // What the API does, flags, exit code, how long the run takes in milliseconds.
     let table = [
         (Reply::stall(), "--timeout-secs=1", 5, 1000..9000),
@@ -302,7 +293,7 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         (&["HTTPS_PROXY", "ALL_PROXY"], "", "*", false),
     ];
     for (names, other, exceptions, used) in table {
-        let proxy = Proxy::start_to(api.address());
+        let proxy = Proxy::start(Some(api.address()));
         let mut run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
         for name in names {
             run = run.env(name, proxy.uri());
@@ -316,7 +307,7 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
     }
     // The default API is the real one, and must prove it.
-    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start_to(api.address()));
+    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start(Some(api.address())));
     let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE").env("HTTPS_PROXY", proxy.uri());
     run.env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0").go().expect(5);
     assert_eq!(proxy.targets(), ["api-xcx-qunsou.weiyoubot.cn:443"]);

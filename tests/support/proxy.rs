@@ -14,17 +14,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Connects to whatever it is asked for.
-    pub fn start() -> Self {
-        Self::launch(None)
-    }
-
-    /// Connects to this address whatever it is asked for, so that any host name can be tested.
-    pub fn start_to(upstream: SocketAddr) -> Self {
-        Self::launch(Some(upstream))
-    }
-
-    fn launch(upstream: Option<SocketAddr>) -> Self {
+    /// Connects to this address whatever it is asked for, so that any host name can be tested; or
+    /// to nothing.
+    pub fn start(upstream: Option<SocketAddr>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("address");
         let targets = Arc::new(Watched::default());
@@ -56,14 +48,7 @@ fn tunnel(client: TcpStream, upstream: Option<SocketAddr>, seen: &Watched<Vec<St
     let target = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
     seen.change(|seen| seen.push(target.unwrap_or(&line).to_owned()));
     let mut client = reader.into_inner();
-    let server = match (target, upstream) {
-        (None, _) => {
-            return client.write_all(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n");
-        }
-        (_, Some(upstream)) => TcpStream::connect(upstream),
-        (Some(target), None) => TcpStream::connect(target),
-    };
-    let Ok(server) = server else {
+    let Some(Ok(server)) = target.and(upstream).map(TcpStream::connect) else {
         return client.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
     };
     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;

@@ -4,6 +4,7 @@
 use super::tls::{self, Certificate};
 use super::{PATIENCE, Total, Watched, count};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::json;
 use socket2::SockRef;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -20,11 +21,9 @@ pub struct Request {
     pub line: String,
     /// The path without the query.
     pub path: String,
-    /// Query parameters, decoded, in their order.
+    /// Query parameters, decoded.
     pub query: Vec<(String, String)>,
-    /// Headers in their order, names as they were written.
     pub headers: Vec<(String, String)>,
-    /// Body, as long as `Content-Length` says.
     pub body: Vec<u8>,
     /// Which request of this access token this is, from 1.
     pub nth: usize,
@@ -36,10 +35,6 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
     /// A header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -48,7 +43,7 @@ impl Request {
 
     /// The access token that is asked about; empty when there is none.
     pub fn token(&self) -> &str {
-        self.param("access_token").unwrap_or_default()
+        self.query.iter().find(|(key, _)| key == "access_token").map_or("", |(_, value)| value)
     }
 }
 
@@ -90,19 +85,23 @@ impl Reply {
         Self::json(200, r#"{"msg":"invalid access_token","sta":-500}"#)
     }
 
-    /// What it says when it cannot say.
-    pub fn busy() -> Self {
-        Self::json(200, r#"{"sta":-1,"msg":"系统繁忙，请稍后再试","data":null}"#)
+    /// A refusal with this message.
+    pub fn refusal(message: &str) -> Self {
+        Self::json(200, json!({ "sta": -1, "msg": message, "data": null }).to_string())
     }
 
-    /// What the label of a token asks for, wherever between its hyphens that is:
-    /// `never_enrolled`, `invalid`, `busy`, `slow` (a second), `error` (503), `down` (closes
-    /// without an answer); valid without any of these.
+    /// What it says when it cannot say.
+    pub fn busy() -> Self {
+        Self::refusal("系统繁忙，请稍后再试")
+    }
+
+    /// What the label of a token asks for, wherever between its hyphens that is; valid without any.
     pub fn by_label(token: &str) -> Self {
         let of = |label: &str| {
             Some(match label {
                 "never_enrolled" => Self::never_enrolled(),
                 "invalid" => Self::invalid(),
+                "unclear" => Self::refusal("data not found"),
                 "busy" => Self::busy(),
                 "slow" => Self::valid().after(Duration::from_secs(1)),
                 "error" => Self::http(503, &[], "down for maintenance"),
@@ -113,7 +112,7 @@ impl Reply {
         token.split('-').find_map(of).unwrap_or_else(Self::valid)
     }
 
-    pub fn json(status: u16, body: &str) -> Self {
+    pub fn json(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self::http(status, &[("Content-Type", "application/json; charset=utf-8")], body)
     }
 
@@ -172,10 +171,6 @@ impl Reply {
         Self::raw(b"\x00\x16\x03\x01 this is not HTTP\xff\xfe\r\n\r\n".to_vec()).then_close()
     }
 
-    pub fn huge_header(bytes: usize) -> Self {
-        Self { proper: false, ..Self::valid() }.header("X-Huge", &"h".repeat(bytes))
-    }
-
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Some(Step::Send(bytes)) = self.steps.first_mut() {
             let status_line = bytes.windows(2).position(|end| end == b"\r\n").expect("a status line") + 2;
@@ -184,20 +179,18 @@ impl Reply {
         self
     }
 
-    /// Waits before it answers: latency.
     pub fn after(mut self, pause: Duration) -> Self {
         self.steps.insert(0, Step::Wait(pause));
         self
     }
 
     /// Sends byte by byte, with this pause between them.
-    pub fn dripping(mut self, pause: Duration) -> Self {
-        for step in &mut self.steps {
-            if let Step::Send(bytes) = step {
-                *step = Step::Drip(std::mem::take(bytes), pause);
-            }
-        }
-        Self { proper: false, ..self }
+    pub fn dripping(self, pause: Duration) -> Self {
+        let drip = |step| match step {
+            Step::Send(bytes) => Step::Drip(bytes, pause),
+            other => other,
+        };
+        Self { proper: false, steps: self.steps.into_iter().map(drip).collect(), ..self }
     }
 
     /// Leaves the last `n` bytes out, and then closes the connection.
@@ -212,11 +205,6 @@ impl Reply {
     pub fn and(mut self, other: Self) -> Self {
         self.steps.extend(other.steps);
         Self { proper: false, end: other.end, ..self }
-    }
-
-    /// Says `Connection: close`, and closes after the answer.
-    pub fn closing(self) -> Self {
-        self.header("Connection", "close").then_close()
     }
 
     /// Closes after the answer without having said so.
@@ -284,8 +272,8 @@ impl Stub {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("address");
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared =
-            Arc::new(Shared { handler, tls, log: Watched::default(), stopping: AtomicBool::new(false) });
+        let (log, stopping) = (Watched::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { handler, tls, log, stopping });
         let acceptor = Arc::clone(&shared);
         let accepting = thread::spawn(move || acceptor.accept(&listener));
         Self { address, scheme, shared, accepting: Some(accepting) }
@@ -349,8 +337,7 @@ impl Shared {
             if self.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            let Ok(tcp) = connection else { continue };
-            let Ok(registered) = tcp.try_clone() else {
+            let Ok((tcp, registered)) = connection.and_then(|tcp| Ok((tcp.try_clone()?, tcp))) else {
                 continue;
             };
             let _ = tcp.set_nodelay(true);
@@ -389,9 +376,7 @@ impl Shared {
                 request
             });
             let reply = (self.handler)(&request);
-            if !reply.proper {
-                count(Total::Faults, 1);
-            }
+            count(Total::Faults, usize::from(!reply.proper));
             for step in reply.steps {
                 step.play(&mut wire)?;
             }

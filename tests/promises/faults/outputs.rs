@@ -5,10 +5,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use super::Fate::{Recycled, Refreshed};
-use super::support::{Mongod, PATIENCE, Run, Stub, Total, count, scratch_dir};
-use super::{Gate, add_tokens, as_labelled, assert_fates, each, fates_by_id};
+use super::support::{Mongod, Run, Total, count, scratch_dir};
+use super::{assert_fates, each, fates_by_id, gated};
 
-/// What is wrong with an output.
+/// What is wrong with an output. That files vanish in mid-run is a test of `files`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trouble {
     /// A disk without room, for the log file or for what is redirected.
@@ -19,18 +19,11 @@ enum Trouble {
     StdoutEnds,
     StderrEnds,
     /// Not even open.
-    NoStdoutNorStderr,
-    /// Removed in mid-run.
-    LogFileVanishes,
-    LogFolderVanishes,
+    NoneOpen,
     /// Its place is taken by a folder in mid-run.
-    LogFileBecomesFolder,
-    MetricsFolderVanishes,
+    LogBecomesFolder,
 }
-use Trouble::{
-    FullLogFile, FullStderr, FullStdout, LogFileBecomesFolder, LogFileVanishes, LogFolderVanishes,
-    MetricsFolderVanishes, NoStdoutNorStderr, StderrEnds, StdoutEnds,
-};
+use Trouble::{FullLogFile, FullStderr, FullStdout, LogBecomesFolder, NoneOpen, StderrEnds, StdoutEnds};
 
 fn full() -> File {
     File::options().write(true).open("/dev/full").expect("/dev/full")
@@ -46,40 +39,22 @@ fn without_outputs(command: &Command) -> Command {
 
 #[test]
 fn a_run_is_done_whatever_becomes_of_its_output() {
-    const ALL: [Trouble; 10] = [
-        FullLogFile,
-        FullStdout,
-        FullStderr,
-        StdoutEnds,
-        StderrEnds,
-        NoStdoutNorStderr,
-        LogFileVanishes,
-        LogFolderVanishes,
-        LogFileBecomesFolder,
-        MetricsFolderVanishes,
-    ];
+    let all = [FullLogFile, FullStdout, FullStderr, StdoutEnds, StderrEnds, NoneOpen, LogBecomesFolder];
     let modes: [&[&str]; 3] = [&[], &["-v"], &["--json"]];
-    let rows: Vec<_> = ALL.into_iter().flat_map(|trouble| modes.map(|mode| (trouble, mode))).collect();
+    let rows: Vec<_> = all.into_iter().flat_map(|trouble| modes.map(|mode| (trouble, mode))).collect();
     each(
         &rows,
         |row| format!("{row:?}"),
         |&(trouble, mode)| {
             count(Total::Faults, 1);
             let db = Mongod::shared().fresh_db();
-            let ids = add_tokens(&db, &["invalid", "valid", "valid", "valid"]);
+            let ids = db.add_labelled(&["invalid", "valid", "valid", "valid"]);
             let before = db.snapshot();
-            let (gate, reached, go) = Gate::new();
-            let api = Stub::start(move |request| {
-                if request.number == 2 {
-                    gate.wait();
-                }
-                as_labelled(request)
-            });
-            let (logs, metrics) = (scratch_dir(), scratch_dir());
-            let log = if trouble == FullLogFile { "/dev/full".into() } else { logs.join("sub/log") };
-            let run = Run::new(&db, &api).args(mode).arg("--log-file").arg(&log);
-            let mut command = run.arg("--metrics-file").arg(metrics.join("metrics")).command();
-            if trouble == NoStdoutNorStderr {
+            let (api, moment) = gated(2);
+            let folder = scratch_dir();
+            let log = if trouble == FullLogFile { "/dev/full".into() } else { folder.join("log") };
+            let mut command = Run::new(&db, &api).args(mode).arg("--log-file").arg(&log).command();
+            if trouble == NoneOpen {
                 command = without_outputs(&command);
             }
             let mut child = command
@@ -87,45 +62,37 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
                 .stderr(if trouble == FullStderr { full().into() } else { Stdio::piped() })
                 .spawn()
                 .expect("the program");
-            reached.recv_timeout(PATIENCE).expect("the second request");
+            moment.come();
             match trouble {
                 StdoutEnds if !mode.contains(&"--json") => {
                     let mut first = String::new();
-                    BufReader::new(child.stdout.take().expect("a pipe"))
-                        .read_line(&mut first)
-                        .expect("a line");
+                    let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+                    stdout.read_line(&mut first).expect("a line");
                     assert!(first.contains("选项: "), "{first:?}");
                 }
                 StdoutEnds => drop(child.stdout.take()),
                 StderrEnds => drop(child.stderr.take()),
-                LogFileVanishes => fs::remove_file(&log).expect("log file"),
-                LogFolderVanishes => fs::remove_dir_all(logs.join("sub")).expect("folder"),
-                LogFileBecomesFolder => {
+                LogBecomesFolder => {
                     fs::remove_file(&log).expect("log file");
                     fs::create_dir(&log).expect("folder");
                 }
-                MetricsFolderVanishes => fs::remove_dir(&metrics).expect("folder"),
-                FullLogFile | FullStdout | FullStderr | NoStdoutNorStderr => {}
+                FullLogFile | FullStdout | FullStderr | NoneOpen => {}
             }
-            drop(go);
+            drop(moment);
             let status = child.wait().expect("the end");
             let mut said = String::new();
-            for stream in [
-                child.stdout.as_mut().map(|stream| stream as &mut dyn Read),
-                child.stderr.as_mut().map(|stream| stream as &mut dyn Read),
-            ] {
-                stream.map(|stream| stream.read_to_string(&mut said).expect("UTF-8"));
-            }
+            child.stdout.map(|mut stream| stream.read_to_string(&mut said).expect("UTF-8"));
+            child.stderr.map(|mut stream| stream.read_to_string(&mut said).expect("UTF-8"));
             // What could not be told is an error, and said so, a closed pipe aside; the run is done all the same.
             let untold = match trouble {
-                FullLogFile | FullStdout | MetricsFolderVanishes => true,
+                FullLogFile | FullStdout => true,
                 FullStderr => mode.contains(&"--json"),
                 _ => false,
             };
             assert_eq!(status.code(), Some(i32::from(untold)), "{said}");
             assert!(!said.contains("panicked"), "{said}");
             assert_fates(&db, &before, fates_by_id(&ids, vec![Recycled, Refreshed, Refreshed, Refreshed]));
-            if trouble != FullLogFile && trouble != LogFileBecomesFolder {
+            if trouble != FullLogFile && trouble != LogBecomesFolder {
                 assert!(fs::read_to_string(&log).expect("the log file").contains("🎉 刷新完成"));
             }
         },

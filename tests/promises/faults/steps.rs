@@ -3,19 +3,18 @@
 //! living or whole in the bin, the counts equal the database, exit code and log say what happened.
 
 use std::ffi::OsString;
-use std::fs;
 use std::time::{Duration, Instant};
 
-use mongodb::bson::{DateTime, Document, RawDocumentBuf, doc};
+use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::sync::Collection;
 use serde_json::{Value, json};
 
 use super::support::wire::Command;
 use super::support::{
-    Act, Outcome, PATIENCE, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, scratch_dir,
-    unique_token, wall_clock_days_ago,
+    self, Act, Outcome, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, unique_token,
+    wall_clock_days_ago,
 };
-use super::{Gate, add_tokens, as_labelled, assert_whole, each, fresh_db, id_of, single, sum, talkative};
+use super::{Gate, assert_whole, each, fresh_db, id_of, single, sum, talkative};
 
 /// A kind of run.
 struct Scenario {
@@ -32,7 +31,7 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario {
         name: "refresh",
         seed: |db| {
-            add_tokens(db, &["invalid", "valid"]);
+            db.add_labelled(&["invalid", "valid"]);
             Vec::new()
         },
         living: 1,
@@ -41,14 +40,9 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario {
         name: "cleanup and purge",
         seed: |db| {
-            add_tokens(db, &["valid"]);
-            db.add(Seed::new(&unique_token("unused-invalid")).last_used_days_ago(41.0));
-            let old = DateTime::from_millis(DateTime::now().timestamp_millis() - 31 * 86_400_000);
-            let token = Seed::new(&unique_token("purged")).0;
-            db.bin()
-                .insert_one(doc! { "token": token, "reason": "old", "deleted_at": old })
-                .run()
-                .expect("entry");
+            db.add_token("valid");
+            db.add_used("unused-invalid", 41.0);
+            db.add_to_bin(Seed::new(&unique_token("purged")).0, "old", 31.0 * 24.0);
             ["--cleanup-days", "30", "--max-age-days", "7"].map(OsString::from).into()
         },
         living: 1,
@@ -57,13 +51,8 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario {
         name: "restore",
         seed: |db| {
-            add_tokens(db, &["first", "second"]);
-            let now = DateTime::now().timestamp_millis();
-            for (token, hours) in db.snapshot().tokens.into_iter().zip(1..) {
-                let deleted_at = DateTime::from_millis(now - hours * 3_600_000);
-                let entry = doc! { "token": Document::try_from(token).expect("a document"), "reason": "x" };
-                let entry = Seed(entry).set("deleted_at", deleted_at).0;
-                db.bin().insert_one(entry).run().expect("entry");
+            for (id, hours) in db.add_labelled(&["first", "second"]).into_iter().zip([1.0, 2.0]) {
+                db.add_to_bin(db.token(id).expect("a token"), "x", hours);
             }
             db.tokens().delete_many(doc! {}).run().expect("delete");
             ["--restore-hours", "24"].map(OsString::from).into()
@@ -81,9 +70,8 @@ const SCENARIOS: [Scenario; 4] = [
                 let entry = json!({ "access_token": token, "uname": name, "_save_time": 1_770_000_000 });
                 file[format!("card_{}", db.add_card(name))] = entry;
             }
-            let path = scratch_dir().join("baoming_tokens.json");
-            fs::write(&path, file.to_string()).expect("file");
-            vec!["--import-json".into(), path.into()]
+            let file = support::file("baoming_tokens.json", file.to_string(), 0o600);
+            vec!["--import-json".into(), file.into()]
         },
         living: 2,
         writes: &["insert baoming_tokens"],
@@ -184,7 +172,7 @@ const OF_WRITES: usize = 22;
 /// A run over a wire on which this happens at the n-th command; what was struck, if any, and what
 /// the database held before the run, or once somebody else had changed it.
 fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, Blow)>) -> Run {
-    let (gate, reached, go) = Gate::new();
+    let (gate, moment) = Gate::new();
     let before = db.snapshot();
     let wire = Wire::to(single().nodes[0].host(), move |command| {
         let Some((n, answered, blow)) = at else { return Act::Pass };
@@ -203,27 +191,16 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
     // What is waited for in vain costs no half minute.
     let is_lasting = matches!(at, Some((_, _, Blow::Once(_) | Blow::Gone)));
     let uri = wire.uri() + options + if is_lasting { "&timeoutMS=1000" } else { "" };
-    let api = Stub::start(as_labelled);
+    let api = Stub::by_label();
     let live = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri).start();
     let mut run = Run { before, outcome: None, struck: String::new(), commands: Vec::new() };
-    let moment = || reached.recv_timeout(PATIENCE).expect("the moment");
-    run.outcome = Some(match at {
-        Some((_, _, Blow::Kill)) => {
-            moment();
-            live.kill()
-        }
-        Some((_, _, Blow::Term(_))) => {
-            moment();
-            live.signal(Signal::TERM);
-            drop(go);
-            let signalled = Instant::now();
-            let outcome = live.wait();
-            // 2 s; the rest is for a busy machine.
-            assert!(signalled.elapsed() < Duration::from_secs(6), "{:?}", signalled.elapsed());
-            outcome
-        }
-        Some((_, _, Blow::Change(change, place))) => {
-            moment();
+    let blow = at.map(|(.., blow)| blow);
+    if let Some(Blow::Kill | Blow::Term(_) | Blow::Change(..) | Blow::Rival) = blow {
+        moment.come();
+    }
+    match blow {
+        Some(Blow::Term(_)) => live.signal(Signal::TERM),
+        Some(Blow::Change(change, place)) => {
             count(Total::Faults, 1);
             let in_bin =
                 run.before.bin.iter().map(|entry| entry.get_document("token").expect("token").to_owned());
@@ -231,17 +208,20 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
             db.disown(id_of(&token));
             change.make(&db.tokens(), &Document::try_from(token).expect("a document"));
             run.before = db.snapshot();
-            drop(go);
-            live.wait()
         }
-        Some((_, _, Blow::Rival)) => {
-            moment();
-            talkative(db, &api).args(args.iter().cloned()).go().expect(0);
-            drop(go);
-            live.wait()
-        }
-        _ => live.wait(),
+        Some(Blow::Rival) => drop(talkative(db, &api).args(args.iter().cloned()).go().expect(0)),
+        _ => {}
+    }
+    let signalled = Instant::now();
+    run.outcome = Some(if blow == Some(Blow::Kill) {
+        live.kill()
+    } else {
+        drop(moment);
+        live.wait()
     });
+    // 2 s; the rest is for a busy machine.
+    let is_prompt = signalled.elapsed() < Duration::from_secs(6);
+    assert!(is_prompt || !matches!(blow, Some(Blow::Term(_))), "{:?}", signalled.elapsed());
     run.commands = wire.commands();
     if let Some((n, ..)) = at {
         run.struck.clone_from(&run.commands[n - 1].what);
@@ -261,10 +241,11 @@ impl Scenario {
     /// Whether all is done that an undisturbed run does.
     fn is_done(&self, db: &TestDb, before: &Snapshot) -> bool {
         let tokens = db.snapshot().tokens;
-        let is_living = |token: &str| !token.contains("-invalid-");
-        tokens.len() == self.living
-            && tokens.iter().all(|token| is_living(token.get_str("access_token").expect("a token")))
-            && tokens.iter().all(|token| !before.tokens.contains(token))
+        let is_done = |token: &RawDocumentBuf| {
+            let is_invalid = token.get_str("access_token").expect("a token").contains("-invalid-");
+            !is_invalid && !before.tokens.contains(token)
+        };
+        tokens.len() == self.living && tokens.iter().all(is_done)
     }
 
     /// Its own concerns and no transaction number, whatever the connection string says.
@@ -384,7 +365,7 @@ fn every_command_broken_in_every_way() {
             if let Blow::Passing(_) = blow {
                 assert_eq!(timeless(outcome), *undisturbed, "{}", outcome.stderr);
             }
-            let api = Stub::start(as_labelled);
+            let api = Stub::by_label();
             let again = talkative(&db, &api).args(args).go().expect(0);
             let is_theirs = matches!(blow, Blow::Change(..));
             assert!(is_theirs || scenario.is_done(&db, &run.before), "{}", again.stderr);
