@@ -1,9 +1,9 @@
-//! A million tokens: memory, and what the database does for the queries that depend on their number.
+//! A million tokens: memory, and how soon the first of them is asked about.
 
-use mongodb::bson::{DateTime, Document, doc};
+use mongodb::bson::{DateTime, Document};
 
 use crate::measure::{self, Cost, Running};
-use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock, wall_clock_days_ago};
+use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock};
 use crate::table::{Limit, Table};
 use crate::{ROUNDS, full_run, seeded};
 
@@ -12,7 +12,6 @@ const BATCH: u32 = 10_000;
 /// They were last used over so many days, evenly.
 const DAYS: u32 = 100;
 
-/// Adds the targets of a million tokens; prints the explain plans.
 pub fn measure(server: &Mongod, table: &mut Table) {
     let fewer = seeded(server, 10_000);
     let db = server.fresh_db();
@@ -38,7 +37,6 @@ pub fn measure(server: &Mongod, table: &mut Table) {
     }
     let secs = rounds.iter().map(|round| round[2].wall_secs);
     table.add("1,000,000 tokens: s until the first are checked", Limit::None, secs);
-    explain_all(&db);
 }
 
 fn seed(db: &TestDb) {
@@ -53,39 +51,5 @@ fn seed(db: &TestDb) {
         });
         // Not by the database's own helper, which would remember all of them.
         db.tokens().insert_many(batch.collect::<Vec<Document>>()).run().expect("tokens");
-    }
-}
-
-/// What the server does for the queries whose cost depends on the number of tokens, without and with
-/// an index on `last_used`.
-fn explain_all(db: &TestDb) {
-    let days_ago = |days| wall_clock_days_ago(f64::from(days));
-    let queries = [
-        ("all tokens", doc! {}),
-        ("--max-age-days 7", doc! { "last_used": { "$gte": days_ago(7) } }),
-        ("--cleanup-days 90", doc! { "last_used": { "$lt": days_ago(90) } }),
-    ];
-    println!("| query | index | plan | keys | documents | found | ms |\n|---|---|---|--:|--:|--:|--:|");
-    for index in ["_id", "last_used, _id"] {
-        for (what, filter) in &queries {
-            let find = doc! { "find": "baoming_tokens", "filter": filter, "projection": { "last_used": 1 } };
-            let explained = db.db.run_command(doc! { "explain": find, "verbosity": "executionStats" }).run();
-            let explained = explained.expect("explain");
-            let stats = explained.get_document("executionStats").expect("executionStats");
-            let mut stage = stats.get_document("executionStages").expect("stages");
-            let mut plan = stage.get_str("stage").expect("a stage").to_owned();
-            while let Ok(inner) = stage.get_document("inputStage") {
-                stage = inner;
-                plan = format!("{plan} < {}", stage.get_str("stage").expect("a stage"));
-            }
-            let numbers = ["totalKeysExamined", "totalDocsExamined", "nReturned", "executionTimeMillis"];
-            let [keys, documents, found, millis] = numbers.map(|name| stats.get_i32(name).expect("a number"));
-            println!("| {what} | {index} | {plan} | {keys} | {documents} | {found} | {millis} |");
-        }
-        let index = doc! { "key": { "last_used": 1, "_id": 1 }, "name": "used" };
-        db.db
-            .run_command(doc! { "createIndexes": "baoming_tokens", "indexes": [index] })
-            .run()
-            .expect("index");
     }
 }

@@ -26,10 +26,9 @@ use support::mongod::READS;
 use support::{Mongod, Reply, Stub, TestDb};
 use table::{Limit, Table};
 
-/// How often each measurement is made; the median of them counts.
+/// How often each measurement is made; the median of them counts. The shorter it is, the more it
+/// suffers from whatever else the machine does.
 const ROUNDS: usize = 5;
-/// The same for what takes part of a second, and for what takes milliseconds: the shorter, the more
-/// it suffers from whatever else the machine does.
 const SHORT_ROUNDS: usize = 25;
 const SHORTEST_ROUNDS: usize = 101;
 

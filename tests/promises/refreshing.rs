@@ -1,13 +1,14 @@
 //! One run: which tokens, in which order, by whose clock, and how the API is asked.
 
+use crate::faults::each;
 use crate::support::compare::date;
 use crate::support::mongod::READS;
+use crate::support::valid_tokens;
 use crate::support::{Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, tls, unique_token};
 use crate::support::{dead, unresponsive, wall_clock};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, doc};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 // ------------------------------------------------------------------------ order and choice
@@ -231,38 +232,29 @@ fn timeout_secs_limits_each_phase_of_a_call() {
     let pause = Duration::from_secs(2);
     let in_parts = Reply::raw(head).after(pause).and(Reply::raw("ta\":0}").after(pause));
     let (_sockets, address) = unresponsive();
-    // What the API does, flags, exit code, how long the run takes in milliseconds.
+    // What the API does unless it takes no connection, flags, exit code, milliseconds of the run.
     let table = [
-        (Reply::stall(), "--timeout-secs=1", 5, 1000..9000),
-        (Reply::raw(head).and(Reply::stall()), "--timeout-secs=1", 5, 1000..9000),
+        (None, "--timeout-secs=1", 5, 1000..9000),
+        (Some(Reply::stall()), "--timeout-secs=1", 5, 1000..9000),
+        (Some(Reply::raw(head).and(Reply::stall())), "--timeout-secs=1", 5, 1000..9000),
         // Neither phase takes so long, both together do.
-        (in_parts, "--timeout-secs=3", 0, 4000..12_000),
-        (Reply::stall(), "", 5, 10_000..18_000),
+        (Some(in_parts), "--timeout-secs=3", 0, 4000..12_000),
+        (Some(Reply::stall()), "", 5, 10_000..18_000),
     ];
-    thread::scope(|scope| {
-        for (reply, flag, code, expected) in table {
-            let db = &db;
-            scope.spawn(move || {
-                let api = Stub::always(reply);
-                let flags = flag.split_whitespace();
-                let outcome = Run::new(db, &api).arg("--retries=0").args(flags).go().expect(code);
-                assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
-            });
+    each(&table, |(reply, flag, code, expected)| {
+        let api = Stub::always(reply.clone().unwrap_or_else(Reply::valid));
+        let mut run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace());
+        if reply.is_none() {
+            run = run.env("BAOMING_API_BASE", format!("http://{address}/xcx"));
         }
-        scope.spawn(|| {
-            let base = format!("http://{address}/xcx");
-            let run = Run::new(&db, &Stub::always(Reply::valid())).args(["--retries=0", "--timeout-secs=1"]);
-            let outcome = run.env("BAOMING_API_BASE", base).go().expect(5);
-            assert!((1000..9000).contains(&outcome.elapsed.as_millis()), "{:?}", outcome.elapsed);
-        });
+        let outcome = run.go().expect(*code);
+        assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
     });
 }
 
 #[test]
 fn api_base_may_end_in_a_slash_and_be_any_loopback_name_past_any_proxy() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("valid");
-    let api = Stub::always(Reply::valid());
+    let (db, api) = valid_tokens(1);
     let port = api.address().port();
     for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {
         let mut run = Run::new(&db, &api).env("BAOMING_API_BASE", base);

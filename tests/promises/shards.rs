@@ -22,7 +22,7 @@ fn add_used(db: &TestDb, n: u32, days: f64) {
 /// A run, and the tokens that it asked about.
 fn run(db: &TestDb, flags: &[&str]) -> (Outcome, Tokens) {
     let api = Stub::always(Reply::valid());
-    let outcome = Run::new(db, &api).args(flags).go().expect(0);
+    let outcome = Run::new(db, &api).args(flags).go();
     (outcome, api.recorded().iter().map(|request| request.token().to_owned()).collect())
 }
 
@@ -72,7 +72,7 @@ fn a_part_refreshes_and_cleans_up_only_its_own() {
             own.into_iter().partition(|token| recent.contains(token));
         assert!(!refreshed.is_empty() && !cleaned.is_empty());
         assert_eq!((&asked, &before - &tokens_left(&db)), (&refreshed, cleaned.clone()), "{shard}");
-        let json = outcome.json();
+        let json = outcome.expect(0).json();
         assert_eq!((&json["total"], &json["cleaned"]), (&refreshed.len().into(), &cleaned.len().into()));
     }
     assert_eq!(tokens_left(&db), recent);

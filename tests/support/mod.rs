@@ -21,7 +21,7 @@ pub mod wire;
 pub use mongod::{Mongod, ReplicaSet};
 pub use proxy::Proxy;
 pub use run::{Live, Outcome, Run, Signal};
-pub use seed::{Seed, Snapshot, TestDb, unique_token, wall_clock, wall_clock_days_ago};
+pub use seed::{Seed, Snapshot, TestDb, unique_token, valid_tokens, wall_clock, wall_clock_days_ago};
 pub use stub::{Reply, Request, Stub};
 pub use tls::Certificate;
 pub use totals::{Total, count};
@@ -29,15 +29,15 @@ pub use wire::{Act, Wire};
 
 use socket2::{Domain, Socket, Type};
 use std::ffi::OsStr;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
+use std::{env, fs, process, thread};
 
 /// Name of the variable by which the janitor knows the children of this process.
 pub const MARK: &str = "TEST_SUPPORT_OWNER";
@@ -140,11 +140,32 @@ pub fn dead() -> String {
     format!("127.0.0.1:{}", free_port())
 }
 
+/// Serves each connection to a free port in a thread of its own; they end with this process.
+pub fn serve(each: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("address");
+    let each = Arc::new(each);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let each = Arc::clone(&each);
+            thread::spawn(move || each(client));
+        }
+    });
+    address
+}
+
 /// A file with this content and mode in a folder of its own.
 pub fn file(name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
     let path = scratch_dir().join(name);
     fs::write(&path, content).expect("file");
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+    path
+}
+
+/// A pipe with a name, which nobody reads or writes yet.
+pub fn fifo() -> PathBuf {
+    let path = scratch_dir().join("fifo");
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&path).status().expect("mkfifo").success());
     path
 }
 
@@ -187,6 +208,6 @@ pub fn await_true(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
 }

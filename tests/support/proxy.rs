@@ -1,9 +1,9 @@
 //! An HTTP proxy that tunnels (CONNECT, which ureq uses for plain HTTP too) and keeps count.
 
-use super::Watched;
 use super::stub::read_line;
+use super::{Watched, serve};
 use std::io::{self, BufReader, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
@@ -17,17 +17,9 @@ impl Proxy {
     /// Connects to this address whatever it is asked for, so that any host name can be tested; or
     /// to nothing.
     pub fn start(upstream: Option<SocketAddr>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = listener.local_addr().expect("address");
-        let targets = Arc::new(Watched::default());
+        let targets = Arc::<Watched<_>>::default();
         let seen = Arc::clone(&targets);
-        // The threads end with the test process; an idle proxy harms nobody until then.
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let seen = Arc::clone(&seen);
-                thread::spawn(move || tunnel(client, upstream, &seen));
-            }
-        });
+        let address = serve(move |client| drop(tunnel(client, upstream, &seen)));
         Self { address, targets }
     }
 

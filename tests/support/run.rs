@@ -1,7 +1,7 @@
 //! Runs of the real binary in a clean environment. Every finished run is searched for secrets.
 
 use super::seed::TestDb;
-use super::{PATIENCE, Stub, Total, Watched, binary, command, count};
+use super::{MARK, PATIENCE, Stub, Total, Watched, binary, command, count};
 use rustix::process::{Pid, kill_process, kill_process_group};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -87,11 +87,10 @@ impl Run {
     /// The bare command, for what this type does not offer (other files as standard output, say).
     /// Its output is then not searched for secrets.
     pub fn command(&self) -> Command {
-        let mut marked = command(&self.program);
-        let mark: Vec<_> =
-            marked.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
-        marked.env_clear().envs(mark).envs(&self.env).args(&self.args).stdin(Stdio::null());
-        marked
+        let mut command = command(&self.program);
+        let mark = command.get_envs().find_map(|(_, mark)| mark).expect("a mark").to_owned();
+        command.env_clear().env(MARK, mark).envs(&self.env).args(&self.args).stdin(Stdio::null());
+        command
     }
 
     pub fn go(self) -> Outcome {

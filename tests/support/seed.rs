@@ -1,6 +1,6 @@
 //! Cards and tokens in the shapes that the desktop application stores, and what became of them.
 
-use super::{Total, count};
+use super::{Mongod, Reply, Stub, Total, count};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::sync::{Client, Collection, Database};
@@ -76,6 +76,13 @@ impl Seed {
     }
 }
 
+/// `n` tokens on the shared server, and an API that calls every token valid.
+pub fn valid_tokens(n: u32) -> (TestDb, Stub) {
+    let db = Mongod::shared().fresh_db();
+    db.add_tokens("valid", n);
+    (db, Stub::always(Reply::valid()))
+}
+
 /// A database of one test. Dropped with it.
 pub struct TestDb {
     pub name: String,
@@ -121,7 +128,7 @@ impl TestDb {
         self.cards().insert_one(card).run().expect("card");
     }
 
-    /// Adds a token document as it is; gives its `_id`.
+    /// Adds a token document as it is.
     pub fn add(&self, seed: Seed) -> ObjectId {
         self.add_all([seed])[0]
     }
@@ -180,7 +187,6 @@ impl TestDb {
         self.seeded.lock().expect("seeded").retain(|token| token.get_object_id("_id").expect("_id") != id);
     }
 
-    /// A token document as it is now.
     pub fn token(&self, id: ObjectId) -> Option<Document> {
         self.tokens().find_one(doc! { "_id": id }).run().expect("token")
     }

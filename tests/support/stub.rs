@@ -54,11 +54,6 @@ enum Step {
     Drip(Vec<u8>, Duration),
     Endless(Vec<u8>),
     Stall,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum End {
-    KeepAlive,
     Close,
     Reset,
 }
@@ -67,7 +62,6 @@ enum End {
 #[derive(Clone, Debug)]
 pub struct Reply {
     steps: Vec<Step>,
-    end: End,
     proper: bool,
 }
 
@@ -134,7 +128,7 @@ impl Reply {
 
     /// These bytes as they are, HTTP or not; the connection is kept.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self::fault(vec![Step::Send(bytes.into())], End::KeepAlive)
+        Self::fault(vec![Step::Send(bytes.into())])
     }
 
     /// Status 200 and this body in `Transfer-Encoding: chunked`, one chunk for each part.
@@ -149,22 +143,22 @@ impl Reply {
     pub fn endless() -> Self {
         let head = b"HTTP/1.1 200 Stub\r\nTransfer-Encoding: chunked\r\n\r\n";
         let chunk = format!("{:x}\r\n{}\r\n", 8192, " ".repeat(8192));
-        Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())], End::Close)
+        Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())])
     }
 
     /// Takes the request and never answers, until the client goes away.
     pub fn stall() -> Self {
-        Self::fault(vec![Step::Stall], End::Close)
+        Self::fault(vec![Step::Stall, Step::Close])
     }
 
     /// Closes the connection without an answer.
     pub fn close() -> Self {
-        Self::fault(vec![], End::Close)
+        Self::fault(vec![Step::Close])
     }
 
     /// Resets the connection (RST) without an answer.
     pub fn reset() -> Self {
-        Self::fault(vec![], End::Reset)
+        Self::fault(vec![Step::Reset])
     }
 
     pub fn garbage() -> Self {
@@ -190,7 +184,7 @@ impl Reply {
             Step::Send(bytes) => Step::Drip(bytes, pause),
             other => other,
         };
-        Self { proper: false, steps: self.steps.into_iter().map(drip).collect(), ..self }
+        Self::fault(self.steps.into_iter().map(drip).collect())
     }
 
     /// Leaves the last `n` bytes out, and then closes the connection.
@@ -204,21 +198,17 @@ impl Reply {
     /// Then this one, too, although nobody asks for it.
     pub fn and(mut self, other: Self) -> Self {
         self.steps.extend(other.steps);
-        Self { proper: false, end: other.end, ..self }
+        Self { proper: false, ..self }
     }
 
     /// Closes after the answer without having said so.
-    pub fn then_close(self) -> Self {
-        Self { end: End::Close, ..self }
+    pub fn then_close(mut self) -> Self {
+        self.steps.push(Step::Close);
+        self
     }
 
-    /// Resets the connection after the answer.
-    pub fn then_reset(self) -> Self {
-        Self { end: End::Reset, ..self }
-    }
-
-    fn fault(steps: Vec<Step>, end: End) -> Self {
-        Self { steps, end, proper: false }
+    fn fault(steps: Vec<Step>) -> Self {
+        Self { steps, proper: false }
     }
 }
 
@@ -378,12 +368,11 @@ impl Shared {
             let reply = (self.handler)(&request);
             count(Total::Faults, usize::from(!reply.proper));
             for step in reply.steps {
-                step.play(&mut wire)?;
-            }
-            match reply.end {
-                End::KeepAlive => {}
-                End::Close => return Ok(false),
-                End::Reset => return Ok(true),
+                match step {
+                    Step::Close => return Ok(false),
+                    Step::Reset => return Ok(true),
+                    step => step.play(&mut wire)?,
+                }
             }
         }
         Ok(false)
@@ -415,6 +404,7 @@ impl Step {
             },
             // Until the client goes away.
             Self::Stall => drop(io::copy(wire, &mut io::sink())),
+            Self::Close | Self::Reset => {}
         }
         Ok(())
     }

@@ -1,21 +1,18 @@
 //! The wire between the program and its database, in the test's hands: every command of the
 //! program stops here, and then what the test says happens to it or to its answer.
 
-use super::{Total, Watched, count};
+use super::{Total, Watched, count, serve};
 use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
 use mongodb::bson::{Document, doc};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::thread;
 
 /// A command of the program. Greetings, heartbeats and farewells are none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
     /// Which of all commands this is, from 1.
     pub number: usize,
-    /// Which of those of its kind, from 1.
-    pub nth: usize,
     /// `find`, `update`, `insert`, `delete` and so on, with the collection: `insert cards`.
     pub what: String,
     /// False before the server has seen it, true once it was carried out, before the answer.
@@ -46,12 +43,6 @@ pub enum Act {
     Doubt(i32),
 }
 
-impl From<bool> for Act {
-    fn from(passes: bool) -> Self {
-        if passes { Self::Pass } else { Self::Cut }
-    }
-}
-
 /// A wire to a server. Its threads end with the test process.
 pub struct Wire {
     address: SocketAddr,
@@ -66,13 +57,9 @@ struct Hooks {
 
 impl Wire {
     /// To the server at this `host:port`. The closure says of each command, and then of its answer,
-    /// what happens, `true` being [`Act::Pass`] and `false` [`Act::Cut`]. It may do anything
-    /// before: change the database, kill the server or the program, or block.
-    pub fn to<A: Into<Act>>(server: String, hook: impl Fn(&Command) -> A + Send + Sync + 'static) -> Self {
-        Self::launch(
-            server,
-            Hooks { command: Box::new(move |command| hook(command).into()), greeting: |_| {} },
-        )
+    /// what happens. It may do anything before: change the database, kill the program, or block.
+    pub fn to(server: String, command: impl Fn(&Command) -> Act + Send + Sync + 'static) -> Self {
+        Self::launch(server, Hooks { command: Box::new(command), greeting: |_| {} })
     }
 
     /// To a server that says something else of itself.
@@ -81,24 +68,18 @@ impl Wire {
     }
 
     fn launch(server: String, hooks: Hooks) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let wire = Self { address: listener.local_addr().expect("address"), seen: Arc::default() };
-        let (seen, hooks) = (Arc::clone(&wire.seen), Arc::new(hooks));
-        thread::spawn(move || {
-            for mut client in listener.incoming().flatten() {
-                let (server, seen, hooks) = (server.clone(), Arc::clone(&seen), Arc::clone(&hooks));
-                thread::spawn(move || {
-                    // A client or a server that goes away ends its connections.
-                    let Ok(mut server) = TcpStream::connect(server) else { return };
-                    let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-                    let _ = carry(&mut client, &mut server, &seen, &hooks);
-                    for end in [client, server] {
-                        let _ = end.shutdown(Shutdown::Both);
-                    }
-                });
+        let seen = Arc::<Watched<_>>::default();
+        let log = Arc::clone(&seen);
+        let address = serve(move |mut client| {
+            // A client or a server that goes away ends its connections.
+            let Ok(mut server) = TcpStream::connect(&server) else { return };
+            let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+            let _ = carry(&mut client, &mut server, &log, &hooks);
+            for end in [client, server] {
+                let _ = end.shutdown(Shutdown::Both);
             }
         });
-        wire
+        Self { address, seen }
     }
 
     pub fn address(&self) -> String {
@@ -141,8 +122,7 @@ fn carry(
             continue;
         };
         let mut command = seen.change(|seen| {
-            let nth = 1 + seen.iter().filter(|other| other.what == what).count();
-            seen.push(Command { number: seen.len() + 1, nth, what, answered: false, body });
+            seen.push(Command { number: seen.len() + 1, what, answered: false, body });
             seen[seen.len() - 1].clone()
         });
         let mut reply = Vec::new();

@@ -16,6 +16,7 @@ use mongodb::bson::RawDocumentBuf;
 use mongodb::bson::oid::ObjectId;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -60,7 +61,7 @@ fn fresh_db() -> TestDb {
     single().fresh_db(&format!("set-{}", NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// The counts of the JSON object that are not 0, and all else that is not a matter of time.
+/// The JSON object but for what is a matter of time: the counts that are not 0, which make the total.
 pub fn report(db: &TestDb, code: i32, stopped: Option<&str>, counts: &[(&str, usize)]) -> Value {
     let mut report = json!({
         "database": db.name, "version": env!("CARGO_PKG_VERSION"), "total": 0, "success": 0, "failed": 0,
@@ -70,6 +71,18 @@ pub fn report(db: &TestDb, code: i32, stopped: Option<&str>, counts: &[(&str, us
     for &(name, count) in counts {
         report[name] = count.into();
     }
+    report["total"] = sum(&report).into();
+    report
+}
+
+/// The counts of what becomes of a token, by their names.
+fn of_tokens(counts: [usize; 5]) -> Vec<(&'static str, usize)> {
+    ["success", "failed", "deleted", "withheld", "unprocessed"].into_iter().zip(counts).collect()
+}
+
+/// What a dry run says where the run would say this.
+pub fn dry(mut report: Value) -> Value {
+    report["dry_run"] = true.into();
     report
 }
 
@@ -119,17 +132,17 @@ fn sum(report: &Value) -> u64 {
     parts.iter().filter_map(|part| report[part].as_u64()).sum()
 }
 
-/// Asserts what became of every document since `before`, byte for byte, that the bin holds what
-/// was recycled and nothing else new, and that the cards are as they were.
+/// Asserts what became of these tokens, which are all there were, byte for byte, that the bin holds
+/// what was recycled and nothing else new, and that the cards are as they were.
 #[track_caller]
-fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate) {
+fn assert_fates(db: &TestDb, before: &Snapshot, ids: &[ObjectId], fates: &[Fate]) {
     let after = db.snapshot();
     db.assert_none_lost();
     assert_eq!(after.cards, before.cards);
     let mut living = after.tokens.iter();
     let mut recycled = Vec::new();
     for raw in &before.tokens {
-        match fate(id_of(raw)) {
+        match fates[ids.iter().position(|&id| id == id_of(raw)).expect("a known token")] {
             Fate::Kept => assert_eq!(living.next(), Some(raw)),
             Fate::Refreshed => assert_refreshed(raw, living.next().expect("a token")),
             Fate::Recycled => recycled.push(raw),
@@ -149,11 +162,6 @@ fn assert_fates(db: &TestDb, before: &Snapshot, fate: impl Fn(ObjectId) -> Fate)
 
 fn id_of(document: &RawDocumentBuf) -> ObjectId {
     document.get_object_id("_id").expect("an _id")
-}
-
-/// What becomes of each of these tokens.
-fn fates_by_id(ids: &[ObjectId], fates: Vec<Fate>) -> impl Fn(ObjectId) -> Fate {
-    move |id| fates[ids.iter().position(|&known| known == id).expect("a known token")]
 }
 
 /// Whatever was interrupted, no token is between two states: each is as it was, or refreshed, or
@@ -237,18 +245,18 @@ fn gated_by(n: usize, reply: impl Fn(&Request) -> Reply + Send + Sync + 'static)
 }
 
 /// Tests all rows, some at a time: most of them only wait. Names every row that failed.
-fn each<T: Sync>(rows: &[T], name: impl Fn(&T) -> String + Sync, test: impl Fn(&T) + Sync) {
+pub fn each<T: Debug + Sync>(rows: &[T], test: impl Fn(&T) + Sync) {
     const AT_A_TIME: usize = 12;
     let next = AtomicUsize::new(0);
-    let failed = Mutex::new(BTreeSet::new());
+    let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
                 while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if panic::catch_unwind(AssertUnwindSafe(|| test(row))).is_err() {
-                        let name = name(row);
+                        let name: String = format!("{row:?}").chars().take(300).collect();
                         eprintln!("--- failed: {name}");
-                        failed.lock().expect("names").insert(name);
+                        failed.lock().expect("names").push(name);
                     }
                 }
             });

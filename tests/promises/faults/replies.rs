@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Verdict::{Gone, Invalid, NoAnswer, Unclear, Unsendable, Valid};
 use super::support::{Certificate, Mongod, Proxy, Reply, Run, Stub, TestDb, Total, count, dead, tls};
-use super::{Fate, Verdict, assert_fates, assert_report, assert_whole, each, fates_by_id, report, talkative};
+use super::{Fate, Verdict, assert_fates, assert_report, assert_whole, dry, each, report, talkative};
 
 /// How long the program waits for one of the replies that never come.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -195,7 +195,6 @@ pub fn run_of(db: &TestDb, verdicts: &[(Verdict, Verdict)]) -> (Value, Vec<Fate>
         (false, 0) => (0, None),
     };
     let counts = [
-        ("total", verdicts.len()),
         ("success", count(&[Valid])),
         ("failed", failed),
         ("deleted", count(&[Invalid]) - withheld.len()),
@@ -218,7 +217,7 @@ fn self_test_of(db: &TestDb, verdict: Verdict) -> (Value, Fate) {
         Invalid => (1, "withheld", Fate::Kept),
         _ => (1, "failed", Fate::Kept),
     };
-    (report(db, code, None, &[("total", 1), (count, 1)]), fate)
+    (report(db, code, None, &[(count, 1)]), fate)
 }
 
 /// How the program is run.
@@ -237,7 +236,7 @@ fn assert_run(db: &TestDb, ids: &[ObjectId], verdicts: &[(Verdict, Verdict)], mo
     let run = match mode {
         Wet => run,
         Dry => {
-            expected["dry_run"] = true.into();
+            expected = dry(expected);
             run.arg("--dry-run")
         }
         SelfTest => {
@@ -251,7 +250,7 @@ fn assert_run(db: &TestDb, ids: &[ObjectId], verdicts: &[(Verdict, Verdict)], mo
     if mode == Dry {
         assert_eq!(db.snapshot(), before, "a dry run changes nothing");
     } else {
-        assert_fates(db, &before, fates_by_id(ids, fates));
+        assert_fates(db, &before, ids, &fates);
     }
     // Whatever the API does, a request has its limit; the rest is for a busy machine.
     let limit = TIMEOUT * 7 + Duration::from_secs(20);
@@ -274,39 +273,35 @@ fn every_reply_to_every_request() {
     // Those that take long first, so that nothing waits for them at the end.
     rows.reverse();
     count(Total::Requests, rows.len());
-    each(
-        &rows,
-        |((name, ..), at)| format!("{name} × {at:?}"),
-        |((_, reply, verdict), (n, mode))| {
-            let db = Mongod::shared().fresh_db();
-            let ids = db.add_labelled(&LABELS);
-            let mut verdicts = twice(&[Invalid, Valid, Invalid, Valid]);
-            let (n, mode) = (*n, *mode);
-            match (mode, n) {
-                (SelfTest, _) => verdicts[3].0 = *verdict,
-                (_, ..=4) => verdicts[ASKED[n - 1]].0 = *verdict,
-                _ => verdicts[ASKED[n - 1]].1 = *verdict,
-            }
-            if n <= 4 && mode != SelfTest && LABELS[ASKED[n - 1]] == "valid" {
-                // A valid token that is condemned is found valid when asked again.
-                verdicts[ASKED[n - 1]].1 = Valid;
-            }
-            let reply = reply.clone();
-            let api = Stub::start(move |request| match request.number {
-                number if number == n => reply.clone(),
-                _ => Reply::by_label(request.token()),
-            });
-            let timeout = TIMEOUT.as_secs().to_string();
-            let run = talkative(&db, &api).args(["--retries", "0", "--timeout-secs", &timeout]);
-            assert_run(&db, &ids, &verdicts, mode, run);
-            let requests = api.recorded();
-            assert!(requests.iter().all(|it| it.path == "/xcx/enroll/v3/detail"), "a redirect was followed");
-            // The second question goes over a connection of its own.
-            let seconds = requests.iter().filter(|it| it.nth == 2);
-            let shared = |at: usize| requests.iter().filter(|it| it.connection == at).count() > 1;
-            assert!(mode == SelfTest || seconds.clone().all(|it| !shared(it.connection)));
-        },
-    );
+    each(&rows, |((_, reply, verdict), (n, mode))| {
+        let db = Mongod::shared().fresh_db();
+        let ids = db.add_labelled(&LABELS);
+        let mut verdicts = twice(&[Invalid, Valid, Invalid, Valid]);
+        let (n, mode) = (*n, *mode);
+        match (mode, n) {
+            (SelfTest, _) => verdicts[3].0 = *verdict,
+            (_, ..=4) => verdicts[ASKED[n - 1]].0 = *verdict,
+            _ => verdicts[ASKED[n - 1]].1 = *verdict,
+        }
+        if n <= 4 && mode != SelfTest && LABELS[ASKED[n - 1]] == "valid" {
+            // A valid token that is condemned is found valid when asked again.
+            verdicts[ASKED[n - 1]].1 = Valid;
+        }
+        let reply = reply.clone();
+        let api = Stub::start(move |request| match request.number {
+            number if number == n => reply.clone(),
+            _ => Reply::by_label(request.token()),
+        });
+        let timeout = TIMEOUT.as_secs().to_string();
+        let run = talkative(&db, &api).args(["--retries", "0", "--timeout-secs", &timeout]);
+        assert_run(&db, &ids, &verdicts, mode, run);
+        let requests = api.recorded();
+        assert!(requests.iter().all(|it| it.path == "/xcx/enroll/v3/detail"), "a redirect was followed");
+        // The second question goes over a connection of its own.
+        let seconds = requests.iter().filter(|it| it.nth == 2);
+        let shared = |at: usize| requests.iter().filter(|it| it.connection == at).count() > 1;
+        assert!(mode == SelfTest || seconds.clone().all(|it| !shared(it.connection)));
+    });
 }
 
 /// When a reply comes that nobody asked for, or another one's.
@@ -355,44 +350,39 @@ fn every_outage_with_one_token_few_and_many() {
     let unknown = || Some("https://api.invalid/xcx".to_owned());
     let refuses = Proxy::start(None);
     let proxy = |address: &str| Some(format!("http://user:pr0xyW0rd@{address}"));
-    // What is wrong, certificate if there is any, whether its authority is known, address if it is
-    // not the stub's, proxy.
-    let outages: [(&str, Option<Certificate>, bool, Option<String>, Option<String>); 10] = [
-        ("unknown authority", Some(Good), false, None, None),
-        ("self-signed", Some(SelfSigned), true, None, None),
-        ("expired", Some(Expired), true, None, None),
-        ("another's name", Some(WrongHost), true, None, None),
-        ("no TLS", None, true, None, None),
-        ("no such host", Some(Good), true, unknown(), None),
-        ("refused", Some(Good), true, Some(format!("https://{}/xcx", dead())), None),
-        ("proxy is not there", Some(Good), true, unknown(), proxy(&dead())),
-        ("no such proxy", Some(Good), true, unknown(), proxy("proxy.invalid:3128")),
-        ("proxy refuses", Some(Good), true, unknown(), Some(refuses.uri())),
+    // What is wrong, certificate if there is any, address if it is not the stub's, proxy.
+    let outages = [
+        ("unknown authority", Some(Good), None, None),
+        ("self-signed", Some(SelfSigned), None, None),
+        ("expired", Some(Expired), None, None),
+        ("another's name", Some(WrongHost), None, None),
+        ("no TLS", None, None, None),
+        ("no such host", Some(Good), unknown(), None),
+        ("refused", Some(Good), Some(format!("https://{}/xcx", dead())), None),
+        ("proxy is not there", Some(Good), unknown(), proxy(&dead())),
+        ("no such proxy", Some(Good), unknown(), proxy("proxy.invalid:3128")),
+        ("proxy refuses", Some(Good), unknown(), Some(refuses.uri())),
     ];
     let rows: Vec<_> = outages.iter().flat_map(|outage| [1, 3, 7].map(|n| (outage, n))).collect();
-    each(
-        &rows,
-        |((name, ..), n)| format!("{name} × {n}"),
-        |&((_, certificate, is_known, base, proxy), n)| {
-            let db = Mongod::shared().fresh_db();
-            let ids = db.add_labelled(&vec!["valid"; n]);
-            let api = match certificate {
-                None => Stub::always(Reply::valid()),
-                Some(certificate) => Stub::start_tls(*certificate, |_| Reply::valid()),
-            };
-            let base = base.clone().unwrap_or_else(|| format!("https://{}/xcx", api.address()));
-            for mode in [Dry, SelfTest, Wet] {
-                let mut run = talkative(&db, &api).args(["--retries", "0", "--timeout-secs", "5"]);
-                run = run.secret("pr0xyW0rd").env("BAOMING_API_BASE", &base);
-                if *is_known {
-                    run = run.env("SSL_CERT_FILE", tls::ca_file());
-                }
-                if let Some(proxy) = proxy {
-                    run = run.env("HTTPS_PROXY", proxy);
-                }
-                assert_run(&db, &ids, &twice(&vec![NoAnswer; n]), mode, run);
+    each(&rows, |&((name, certificate, base, proxy), n)| {
+        let db = Mongod::shared().fresh_db();
+        let ids = db.add_labelled(&vec!["valid"; n]);
+        let api = match certificate {
+            None => Stub::always(Reply::valid()),
+            Some(certificate) => Stub::start_tls(*certificate, |_| Reply::valid()),
+        };
+        let base = base.clone().unwrap_or_else(|| format!("https://{}/xcx", api.address()));
+        for mode in [Dry, SelfTest, Wet] {
+            let mut run = talkative(&db, &api).args(["--retries", "0", "--timeout-secs", "5"]);
+            run = run.secret("pr0xyW0rd").env("BAOMING_API_BASE", &base);
+            if *name != "unknown authority" {
+                run = run.env("SSL_CERT_FILE", tls::ca_file());
             }
-            assert!(certificate.is_none() || api.requests() == 0);
-        },
-    );
+            if let Some(proxy) = proxy {
+                run = run.env("HTTPS_PROXY", proxy);
+            }
+            assert_run(&db, &ids, &twice(&vec![NoAnswer; n]), mode, run);
+        }
+        assert!(certificate.is_none() || api.requests() == 0);
+    });
 }

@@ -46,46 +46,42 @@ const FORGERIES: [&str; 10] = [
 
 #[test]
 fn no_name_and_no_message_forges_a_line_or_shows_a_token() {
-    each(
-        &FORGERIES,
-        |text| format!("{text:?}"),
-        |&text| {
-            let db = Mongod::shared().fresh_db();
-            let other = unique_token("valid");
-            let filled = |own: &str| text.replace("OWN", own).replace("OTHER", &other);
-            let seed = |token: &str, days: f64| {
-                let name = filled(token);
-                Seed::new(token).card(db.add_card(&name)).set("uname", name).last_used_days_ago(days)
+    each(&FORGERIES, |&text| {
+        let db = Mongod::shared().fresh_db();
+        let other = unique_token("valid");
+        let filled = |own: &str| text.replace("OWN", own).replace("OTHER", &other);
+        let seed = |token: &str, days: f64| {
+            let name = filled(token);
+            Seed::new(token).card(db.add_card(&name)).set("uname", name).last_used_days_ago(days)
+        };
+        let [busy, invalid, failed] = ["busy", "invalid", "failed"].map(unique_token);
+        db.add_all([seed(&busy, 45.0), seed(&other, 3.0), seed(&invalid, 2.0), seed(&failed, 1.0)]);
+        let other = other.clone();
+        let api = Stub::start(move |request| {
+            let token = request.token();
+            let text = text.replace("OWN", token).replace("OTHER", &other);
+            let (sta, msg) = match token {
+                token if token.contains("-valid-") => (0, text.clone()),
+                token if token.contains("-invalid-") => (-1, format!("{text} 请登录 {text}")),
+                _ => (-1, text.clone()),
             };
-            let [busy, invalid, failed] = ["busy", "invalid", "failed"].map(unique_token);
-            db.add_all([seed(&busy, 45.0), seed(&other, 3.0), seed(&invalid, 2.0), seed(&failed, 1.0)]);
-            let other = other.clone();
-            let api = Stub::start(move |request| {
-                let token = request.token();
-                let text = text.replace("OWN", token).replace("OTHER", &other);
-                let (sta, msg) = match token {
-                    token if token.contains("-valid-") => (0, text.clone()),
-                    token if token.contains("-invalid-") => (-1, format!("{text} 请登录 {text}")),
-                    _ => (-1, text.clone()),
-                };
-                Reply::json(200, json!({ "sta": sta, "msg": msg, "data": { "info_id": text } }).to_string())
-            });
-            let runs: [(&[&str], i32); 4] = [
-                (&["--self-test"], 1),
-                (&["--dry-run", "--cleanup-days", "30"], 3),
-                (&["--cleanup-days", "30"], 3),
-                (&["--restore-hours", "1"], 0),
-            ];
-            for (args, code) in runs {
-                let log_file = scratch_dir().join("log");
-                let run = talkative(&db, &api).args(args).arg("--log-file").arg(&log_file);
-                let outcome = run.go().expect(code);
-                assert_harmless(&outcome.stderr);
-                assert_eq!(fs::read_to_string(log_file).expect("a log file"), outcome.stderr);
-                assert!(!outcome.stdout.trim_end().contains(char::is_control));
-            }
-        },
-    );
+            Reply::json(200, json!({ "sta": sta, "msg": msg, "data": { "info_id": text } }).to_string())
+        });
+        let runs: [(&[&str], i32); 4] = [
+            (&["--self-test"], 1),
+            (&["--dry-run", "--cleanup-days", "30"], 3),
+            (&["--cleanup-days", "30"], 3),
+            (&["--restore-hours", "1"], 0),
+        ];
+        for (args, code) in runs {
+            let log_file = scratch_dir().join("log");
+            let run = talkative(&db, &api).args(args).arg("--log-file").arg(&log_file);
+            let outcome = run.go().expect(code);
+            assert_harmless(&outcome.stderr);
+            assert_eq!(fs::read_to_string(log_file).expect("a log file"), outcome.stderr);
+            assert!(!outcome.stdout.trim_end().contains(char::is_control));
+        }
+    });
 }
 
 #[test]
@@ -124,23 +120,19 @@ fn nothing_that_the_api_repeats_is_shown() {
     // Plain, and full of what URLs and JSON must escape.
     let tokens: [fn() -> String; 2] = [|| unique_token("echo"), || unique_token("echo") + " /+&=%2F\"\\ä"];
     let rows: Vec<_> = echoes.into_iter().flat_map(|echo| tokens.map(|token| (echo, token))).collect();
-    each(
-        &rows,
-        |((name, _), token)| format!("{name}, {:?}", token()),
-        |&((_, echo), token)| {
-            let db = Mongod::shared().fresh_db();
-            let other = unique_token("other");
-            db.add_all([Seed::new(&other), Seed::new(&token()), Seed::new(&token()).last_used_days_ago(0.5)]);
-            let api = Stub::start(move |request| match request.token() {
-                token if token.contains("-other-") => Reply::valid(),
-                token => echo(token, &other),
-            });
-            for args in [["--dry-run"], ["--self-test"], ["-v"]] {
-                let args = args.into_iter().filter(|arg| *arg != "-v");
-                let run = talkative(&db, &api).args(args).args(["--retries", "0", "--timeout-secs", "2"]);
-                assert_harmless(&run.go().stderr);
-            }
-            db.assert_none_lost();
-        },
-    );
+    each(&rows, |&((_, echo), token)| {
+        let db = Mongod::shared().fresh_db();
+        let other = unique_token("other");
+        db.add_all([Seed::new(&other), Seed::new(&token()), Seed::new(&token()).last_used_days_ago(0.5)]);
+        let api = Stub::start(move |request| match request.token() {
+            token if token.contains("-other-") => Reply::valid(),
+            token => echo(token, &other),
+        });
+        for args in [["--dry-run"], ["--self-test"], ["-v"]] {
+            let args = args.into_iter().filter(|arg| *arg != "-v");
+            let run = talkative(&db, &api).args(args).args(["--retries", "0", "--timeout-secs", "2"]);
+            assert_harmless(&run.go().stderr);
+        }
+        db.assert_none_lost();
+    });
 }

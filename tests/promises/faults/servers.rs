@@ -13,8 +13,8 @@ use super::support::{
     scratch_dir, unique_token,
 };
 use super::{
-    assert_fates, assert_report, assert_whole, each, fates_by_id, fresh_db, gated, report, single, talkative,
-    with_option,
+    assert_fates, assert_report, assert_whole, dry, each, fresh_db, gated, of_tokens, report, single,
+    talkative, with_option,
 };
 
 /// Two that go and two that stay, the last one when all others are judged.
@@ -28,7 +28,7 @@ fn limited(db: &TestDb, api: &Stub) -> Run {
 /// The run took no token away and says that the database takes no writes.
 #[track_caller]
 fn assert_withheld(db: &TestDb, outcome: &Outcome, success: usize) {
-    let counts = [("total", 4), ("success", success), ("withheld", 2), ("unprocessed", 2 - success)];
+    let counts = [("success", success), ("withheld", 2), ("unprocessed", 2 - success)];
     assert_report(outcome, &report(db, 1, Some("database"), &counts));
     assert_eq!(db.tokens().count_documents(doc! {}).run().expect("count"), 4);
     assert!(db.snapshot().bin.is_empty(), "a copy is left behind");
@@ -53,7 +53,7 @@ fn no_majority_and_nothing_is_deleted_nor_left_behind() {
     secondary.restart();
     set.await_healthy();
     talkative(&db, &api).go().expect(0);
-    assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
+    assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
 }
 
 #[test]
@@ -89,13 +89,13 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
         drop(moment);
         let outcome = live.wait();
         let (deleted, withheld) = if in_delete_step { (1, 1) } else { (0, 2) };
-        let counts = [("total", 4), ("success", 2), ("deleted", deleted), ("withheld", withheld)];
+        let counts = [("success", 2), ("deleted", deleted), ("withheld", withheld)];
         assert_report(&outcome, &report(&db, 1, Some("database"), &counts));
         // Until then a read of a majority, the default now, waits for ever.
         stall("off");
         assert!(assert_whole(&db, &before).is_empty());
         await_true("the secondaries to follow", || limited(&db, &api).go().code == Some(0));
-        assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
+        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
     }
 }
 
@@ -103,7 +103,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
 fn errors_of_the_server_itself() {
     let server = &single().nodes[0];
     // The command, the code, how often, and exit code and counts: success, failed, deleted, withheld.
-    let rows: [(&str, i32, i32, i32, [usize; 4]); 10] = [
+    let rows = [
         ("update", 11_600, 2, 0, [3, 0, 2, 0]),
         // The first token is valid: that it stays the oldest does not make it one for the cleanup.
         ("update", 121, 1, 3, [2, 1, 2, 0]),
@@ -133,8 +133,8 @@ fn errors_of_the_server_itself() {
         drop(moment);
         let outcome = live.wait();
         server.admin(doc! { "configureFailPoint": "failCommand", "mode": "off" });
-        let names = ["success", "failed", "deleted", "withheld"];
-        let counts: Vec<_> = names.into_iter().zip(counts).chain([("total", 5)]).collect();
+        let [success, failed, deleted, withheld] = counts;
+        let counts = of_tokens([success, failed, deleted, withheld, 0]);
         assert_report(&outcome, &report(&db, exit, (exit == 1).then_some("database"), &counts));
         assert!(assert_whole(&db, &before).is_empty() && db.token(unused).is_some());
         talkative(&db, &Stub::by_label()).go().expect(0);
@@ -144,38 +144,34 @@ fn errors_of_the_server_itself() {
 
 #[test]
 fn a_server_that_is_locked_for_a_backup_or_never_answers() {
-    each(
-        &[false, true],
-        |by_signal| format!("by a signal: {by_signal}"),
-        |&by_signal| {
-            let set = ReplicaSet::start_of(1, false, 5000);
-            let server = &set.nodes[0];
-            let db = set.fresh_db("locked");
-            let ids = db.add_labelled(&LABELS);
-            let before = db.snapshot();
-            let (api, moment) = gated(2);
-            let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
-            moment.come();
-            count(Total::Faults, 1);
-            server.admin(doc! { "fsync": 1, "lock": true });
-            drop(moment);
-            let start = Instant::now();
-            if by_signal {
-                await_true("a write that waits", || is_waiting(server, &db.name));
-                live.signal(Signal::TERM);
-            }
-            let outcome = live.wait();
-            // 4 s, or 2 s after a signal; the rest is for a busy machine.
-            assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
-            let (code, stopped) = if by_signal { (143, "signal") } else { (1, "database") };
-            let counts = [("total", 4), ("failed", 1), ("withheld", 1), ("unprocessed", 2)];
-            assert_report(&outcome, &report(&db, code, Some(stopped), &counts));
-            server.admin(doc! { "fsyncUnlock": 1 });
-            assert!(assert_whole(&db, &before).is_empty());
-            talkative(&db, &api).go().expect(0);
-            assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
-        },
-    );
+    each(&[false, true], |&by_signal| {
+        let set = ReplicaSet::start_of(1, false, 5000);
+        let server = &set.nodes[0];
+        let db = set.fresh_db("locked");
+        let ids = db.add_labelled(&LABELS);
+        let before = db.snapshot();
+        let (api, moment) = gated(2);
+        let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
+        moment.come();
+        count(Total::Faults, 1);
+        server.admin(doc! { "fsync": 1, "lock": true });
+        drop(moment);
+        let start = Instant::now();
+        if by_signal {
+            await_true("a write that waits", || is_waiting(server, &db.name));
+            live.signal(Signal::TERM);
+        }
+        let outcome = live.wait();
+        // 4 s, or 2 s after a signal; the rest is for a busy machine.
+        assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+        let (code, stopped) = if by_signal { (143, "signal") } else { (1, "database") };
+        let counts = [("failed", 1), ("withheld", 1), ("unprocessed", 2)];
+        assert_report(&outcome, &report(&db, code, Some(stopped), &counts));
+        server.admin(doc! { "fsyncUnlock": 1 });
+        assert!(assert_whole(&db, &before).is_empty());
+        talkative(&db, &api).go().expect(0);
+        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
+    });
 }
 
 /// Whether an update on this database waits for a lock.
@@ -219,32 +215,27 @@ fn a_clock_that_is_wrong_changes_nothing() {
     let hours = [2, -2, 24 * 31, -24 * 31, 24 * 365 * 20, -24 * 365 * 60, -24 * 365 * 30];
     let wrong = hours.into_iter().map(|hours| (hours * HOUR, 1));
     let rows: Vec<_> = wrong.chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
-    each(
-        &rows,
-        |row| format!("{row:?}"),
-        |&(shift, code)| {
-            count(Total::Faults, 1);
-            let db = fresh_db();
-            db.add_labelled(&["invalid", "valid", "valid"]);
-            db.add_used("valid", 20.0);
-            db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
-            let before = db.snapshot();
-            let api = Stub::by_label();
-            let run = talkative(&db, &api).args(["--cleanup-days", "30"]);
-            let run = run.env("LD_PRELOAD", shifting_library()).env("SHIFT_SECONDS", shift.to_string());
-            let outcome = run.go();
-            if code == 1 {
-                assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
-                assert_eq!((db.snapshot(), api.requests()), (before, 0));
-                let is_told = |line: &str| line.contains("[ERROR]") && line.contains("时钟");
-                assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
-            } else {
-                let counts = [("total", 4), ("success", 3), ("deleted", 1)];
-                assert_report(&outcome, &report(&db, 0, None, &counts));
-                assert_eq!(db.snapshot().bin.len(), 2);
-            }
-        },
-    );
+    each(&rows, |&(shift, code)| {
+        count(Total::Faults, 1);
+        let db = fresh_db();
+        db.add_labelled(&["invalid", "valid", "valid"]);
+        db.add_used("valid", 20.0);
+        db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
+        let before = db.snapshot();
+        let api = Stub::by_label();
+        let run = talkative(&db, &api).args(["--cleanup-days", "30"]);
+        let run = run.env("LD_PRELOAD", shifting_library()).env("SHIFT_SECONDS", shift.to_string());
+        let outcome = run.go();
+        if code == 1 {
+            assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
+            assert_eq!((db.snapshot(), api.requests()), (before, 0));
+            let is_told = |line: &str| line.contains("[ERROR]") && line.contains("时钟");
+            assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
+        } else {
+            assert_report(&outcome, &report(&db, 0, None, &[("success", 3), ("deleted", 1)]));
+            assert_eq!(db.snapshot().bin.len(), 2);
+        }
+    });
 }
 
 #[test]
@@ -285,13 +276,11 @@ fn a_token_that_cannot_be_sent_is_kept_and_stops_nobody() {
         ids.extend(db.add_labelled(&["invalid", "valid"]));
         let before = db.snapshot();
         let api = Stub::by_label();
-        let mut expected =
-            report(&db, 3, None, &[("total", 3), ("success", 1), ("failed", 1), ("deleted", 1)]);
+        let expected = report(&db, 3, None, &[("success", 1), ("failed", 1), ("deleted", 1)]);
         assert_report(&talkative(&db, &api).go(), &expected);
-        assert_fates(&db, &before, fates_by_id(&ids, vec![Kept, Recycled, Refreshed]));
+        assert_fates(&db, &before, &ids, &[Kept, Recycled, Refreshed]);
         assert!(api.recorded().iter().all(|request| request.line.len() < 4_096));
-        expected = report(&db, 3, None, &[("total", 2), ("success", 1), ("failed", 1)]);
-        expected["dry_run"] = true.into();
+        let expected = dry(report(&db, 3, None, &[("success", 1), ("failed", 1)]));
         assert_report(&talkative(&db, &api).arg("--dry-run").go(), &expected);
     }
 }
@@ -313,40 +302,35 @@ const ACCOUNTS: [Account; 6] = [
 #[test]
 fn an_account_that_may_not_do_all_loses_nothing() {
     let server = Mongod::start_with_auth();
-    each(
-        &ACCOUNTS,
-        |(name, ..)| (*name).to_owned(),
-        |&(name, tokens, bin, fates, missing)| {
-            count(Total::Faults, 1);
-            let db = server.fresh_db();
-            let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
-            let privileges: [(&str, &[&str]); 3] =
-                [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
-            let uri = server.add_user(name, &db.name, &privileges);
-            let mut ids = db.add_labelled(&["invalid", "valid"]);
-            ids.reverse();
-            ids.push(db.add_used("unclear", 41.0));
-            let before = db.snapshot();
-            // The collection is there, and an entry that is due for the purge.
-            db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
-            let api = Stub::by_label();
-            let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
-            let outcome = run.env("MONGODB_URI", uri).go();
-            let [is_refreshed, is_done] = [fates[0] == Refreshed, fates[1] == Recycled];
-            let (code, stopped) = if is_done { (0, None) } else { (1, Some("database")) };
-            let counts = [
-                ("total", 2),
-                (if is_refreshed { "success" } else { "failed" }, 1),
-                (if is_done { "deleted" } else { "withheld" }, 1),
-                ("cleaned", usize::from(is_done)),
-            ];
-            assert_report(&outcome, &report(&db, code, stopped, &counts));
-            let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
-            let mut warnings = outcome.stderr.lines().filter(is_loud);
-            assert!(missing.is_none_or(|it| warnings.any(|line| line.contains(it))), "{}", outcome.stderr);
-            let old = db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete").deleted_count;
-            assert_eq!(old == 0, is_done && bin.contains(&"remove"), "purged");
-            assert_fates(&db, &before, fates_by_id(&ids, fates.to_vec()));
-        },
-    );
+    each(&ACCOUNTS, |&(name, tokens, bin, fates, missing)| {
+        count(Total::Faults, 1);
+        let db = server.fresh_db();
+        let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
+        let privileges: [(&str, &[&str]); 3] =
+            [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
+        let uri = server.add_user(name, &db.name, &privileges);
+        let mut ids = db.add_labelled(&["invalid", "valid"]);
+        ids.reverse();
+        ids.push(db.add_used("unclear", 41.0));
+        let before = db.snapshot();
+        // The collection is there, and an entry that is due for the purge.
+        db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
+        let api = Stub::by_label();
+        let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
+        let outcome = run.env("MONGODB_URI", uri).go();
+        let [is_refreshed, is_done] = [fates[0] == Refreshed, fates[1] == Recycled];
+        let (code, stopped) = if is_done { (0, None) } else { (1, Some("database")) };
+        let counts = [
+            (if is_refreshed { "success" } else { "failed" }, 1),
+            (if is_done { "deleted" } else { "withheld" }, 1),
+            ("cleaned", usize::from(is_done)),
+        ];
+        assert_report(&outcome, &report(&db, code, stopped, &counts));
+        let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
+        let mut warnings = outcome.stderr.lines().filter(is_loud);
+        assert!(missing.is_none_or(|it| warnings.any(|line| line.contains(it))), "{}", outcome.stderr);
+        let old = db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete").deleted_count;
+        assert_eq!(old == 0, is_done && bin.contains(&"remove"), "purged");
+        assert_fates(&db, &before, &ids, &fates);
+    });
 }
