@@ -2,10 +2,9 @@
 //! is wrong and connects to nothing; every failed connection names its true cause.
 
 use crate::faults::{assert_report, each, report};
-use crate::support::valid_tokens;
 use crate::support::{
     Certificate, Mongod, ReplicaSet, Reply, Run, Seed, Stub, Total, Wire, await_true, count, dead, file,
-    scratch_dir, serve, tls, unique_token, unresponsive,
+    scratch_dir, serve, tls, unique_token, unresponsive, valid_tokens,
 };
 use mongodb::bson::doc;
 use std::ffi::OsString;

@@ -3,13 +3,11 @@
 
 use crate::faults::{assert_report, dry, report};
 use crate::support::compare::{assert_text, date, id, timeless};
-use crate::support::valid_tokens;
 use crate::support::{
     Mongod, Reply, Run, Seed, Stub, Total, binary, count, dead, fifo, file, scratch_dir, unique_token,
-    wall_clock,
+    valid_tokens, wall_clock,
 };
 use mongodb::bson::{DateTime, doc};
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -253,42 +251,29 @@ fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
 
 // ------------------------------------------------------------------------------ metrics
 
-/// The samples of a Prometheus text file, by name and labels. Strict: every metric has help and
-/// type once, before its samples, and no sample has a time.
-fn samples(path: &Path) -> BTreeMap<String, f64> {
-    let text = fs::read_to_string(path).expect("metrics file");
-    assert!(text.ends_with('\n'), "{text}");
-    let mut samples = BTreeMap::new();
-    let mut seen = Vec::new();
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let (name, help) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')).expect(line);
-        assert!(!help.is_empty() && !seen.contains(&name), "{line}");
-        seen.push(name);
-        assert_eq!(lines.next(), Some(&*format!("# TYPE {name} gauge")));
-        while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
-            let (series, value) = line.split_once(' ').expect(line);
-            assert_eq!(series.split('{').next(), Some(name), "{line}");
-            assert!(series.contains("schedule=\"active\""), "{line}");
-            let series = series.replace(",schedule=\"active\"", "").replace("{schedule=\"active\"}", "");
-            assert_eq!(samples.insert(series, value.parse().expect(line)), None, "{line}");
-        }
-    }
-    samples
-}
-
-const LAST_SUCCESS: &str = "baoming_refresh_last_success_timestamp_seconds";
-const AGED: f64 = 1_700_000_000.0;
-
-fn unix_time() -> f64 {
-    SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64()
-}
+/// `NOW` stands for the end of the run, `SECONDS` for its duration.
+const METRICS: &str = "\
+# HELP baoming_refresh_tokens Tokens of the last run by result.
+# TYPE baoming_refresh_tokens gauge
+COUNTS# HELP baoming_refresh_last_completion_timestamp_seconds Unix time at which the last run ended.
+# TYPE baoming_refresh_last_completion_timestamp_seconds gauge
+baoming_refresh_last_completion_timestamp_seconds{schedule=\"active\"} NOW
+# HELP baoming_refresh_last_success_timestamp_seconds Unix time at which the last run with exit code 0 ended; 0 = never.
+# TYPE baoming_refresh_last_success_timestamp_seconds gauge
+baoming_refresh_last_success_timestamp_seconds{schedule=\"active\"} SUCCESS
+# HELP baoming_refresh_duration_seconds Duration of the last run in seconds.
+# TYPE baoming_refresh_duration_seconds gauge
+baoming_refresh_duration_seconds{schedule=\"active\"} SECONDS
+# HELP baoming_refresh_exit_code Exit code of the last run.
+# TYPE baoming_refresh_exit_code gauge
+baoming_refresh_exit_code{schedule=\"active\"} CODE
+";
 
 #[test]
 fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
     const COUNTS: [&str; 7] =
         ["success", "failed", "deleted", "skipped", "withheld", "unprocessed", "cleaned"];
-    const NOW: f64 = f64::NAN;
+    const AGED: &str = "1700000000";
     let api = Stub::by_label();
     let folder = scratch_dir();
     let path = folder.join("active.prom");
@@ -297,15 +282,15 @@ fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
     // Tokens in the order of the run, flags, exit code, COUNTS, commonest reason, why it stopped, last
     // success.
     let table = [
-        ("valid busy error busy", "", 3, [1, 3, 0, 0, 0, 0, 0], busy, None, 0.0),
-        ("slow invalid", "", 0, [1, 0, 1, 0, 0, 0, 0], None, None, NOW),
-        ("", "", 0, [0; 7], None, None, NOW),
+        ("valid busy error busy", "", 3, [1, 3, 0, 0, 0, 0, 0], busy, None, "0"),
+        ("slow invalid", "", 0, [1, 0, 1, 0, 0, 0, 0], None, None, "NOW"),
+        ("", "", 0, [0; 7], None, None, "NOW"),
         ("valid busy", "--cleanup-days=1", 3, [1, 1, 0, 0, 0, 0, 1], busy, None, AGED),
         ("valid invalid busy", "--max-delete=0", 25, [1, 1, 0, 0, 1, 0, 0], busy, limit, AGED),
         (&*"error ".repeat(7), "", 5, [0, 6, 0, 0, 0, 1, 0], Some("HTTP 503"), unreachable, AGED),
         ("no database", "", 1, [0; 7], None, lost, AGED),
     ];
-    for (tokens, flags, code, counts, reason, stopped, last_success) in table {
+    for (tokens, flags, code, counts, reason, stopped, success) in table {
         let db = Mongod::shared().fresh_db();
         for (label, days) in tokens.split_whitespace().zip((2_u32..10).rev()) {
             db.add_used(label, days.into());
@@ -315,33 +300,46 @@ fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
         if stopped == lost {
             run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
         }
+        let unix_time = || SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
         let start = unix_time();
         let outcome = run.go();
-        let told: Vec<_> = COUNTS.into_iter().zip(counts).collect();
-        assert_report(&outcome, &report(&db, code, stopped, &told));
+        let end = unix_time();
+        let counts: Vec<_> = COUNTS.into_iter().zip(counts).collect();
+        assert_report(&outcome, &report(&db, code, stopped, &counts));
         let json = outcome.json();
         let started_at = json["started_at"].as_str().expect("text").replacen('T', " ", 1);
         assert_eq!((timeless(&started_at).as_str(), json["failure_reason"].as_str()), ("NOW+08:00", reason));
-        let seconds = json["duration_seconds"].as_f64().expect("a number");
+        let least = if tokens.starts_with("slow") { 1.0 } else { 0.0 };
+        let is_duration = |seconds: f64| (least..=end - start).contains(&seconds);
+        assert!(json["duration_seconds"].as_f64().is_some_and(is_duration), "{json}");
 
         assert_eq!(mode(&path), 0o644);
-        let is_now = |time: f64| (start - 1.0..=unix_time()).contains(&time);
-        let mut found = samples(&path);
-        let mut take = |name: &str| found.remove(name).unwrap_or_else(|| panic!("no {name}"));
-        let results = COUNTS.map(|result| take(&format!("baoming_refresh_tokens{{result=\"{result}\"}}")));
-        assert_eq!(results.map(|count| count.to_string()), counts.map(|count| count.to_string()), "{tokens}");
-        assert!(is_now(take("baoming_refresh_last_completion_timestamp_seconds")), "{tokens}");
-        let success = take(LAST_SUCCESS);
-        let is_same = success.to_string() == last_success.to_string();
-        assert!(if last_success.is_nan() { is_now(success) } else { is_same }, "{tokens}: {success}");
-        let duration = take("baoming_refresh_duration_seconds");
-        let least = if tokens.starts_with("slow") { 1.0 } else { 0.0 };
-        assert!([seconds, duration].iter().all(|it| (least..=unix_time() - start).contains(it)), "{seconds}");
-        assert_eq!(take("baoming_refresh_exit_code").to_string(), code.to_string());
-        assert_eq!(found, BTreeMap::new());
         let text = fs::read_to_string(&path).expect("metrics");
-        let line = text.lines().find(|line| line.starts_with(LAST_SUCCESS)).expect("the sample");
-        fs::write(&path, text.replace(line, &format!("{LAST_SUCCESS} {AGED}"))).expect("metrics");
+        let told: String = text
+            .split_inclusive('\n')
+            .map(|line| match line.trim_end().rsplit_once("} ") {
+                Some((name, value))
+                    if value.parse().is_ok_and(|time| (start - 1.0..=end).contains(&time)) =>
+                {
+                    format!("{name}}} NOW\n")
+                }
+                Some((name, value)) if name.contains("duration") && value.parse().is_ok_and(is_duration) => {
+                    format!("{name}}} SECONDS\n")
+                }
+                _ => line.to_owned(),
+            })
+            .collect();
+        let counts = counts.into_iter().map(|(result, n)| {
+            format!("baoming_refresh_tokens{{result=\"{result}\",schedule=\"active\"}} {n}\n")
+        });
+        let expected = METRICS.replace("COUNTS", &counts.collect::<String>()).replace("SUCCESS", success);
+        assert_text(&told, &expected.replace("CODE", &code.to_string()));
+        // A success of long ago.
+        let aged = text.lines().map(|line| match line.split_once("} ") {
+            Some((name, _)) if name.contains("last_success") => format!("{name}}} {AGED}\n"),
+            _ => line.to_owned() + "\n",
+        });
+        fs::write(&path, aged.collect::<String>()).expect("metrics");
     }
     assert_eq!(fs::read_dir(&folder).expect("folder").count(), 1, "a temporary file is left");
 }

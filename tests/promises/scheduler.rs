@@ -2,9 +2,8 @@
 //! the self-test.
 
 use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
-use crate::support::valid_tokens;
 use crate::support::{
-    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, fifo, scratch_dir, unique_token,
+    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, fifo, scratch_dir, unique_token, valid_tokens,
 };
 use std::fs;
 use std::time::{Duration, Instant};

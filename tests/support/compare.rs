@@ -4,6 +4,7 @@ use super::wall_clock;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
 use mongodb::bson::{DateTime, RawDocumentBuf};
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 /// The `n`-th of a row of ids that read well.
@@ -20,23 +21,13 @@ pub fn date(text: &str) -> DateTime {
 pub fn timeless(text: &str) -> String {
     const LENGTH: usize = "2026-02-12 18:50:05".len();
     let now = wall_clock().timestamp_millis();
-    let is_now = |text: &str| {
+    let is_now = |text: &&str| {
         let date = DateTime::parse_rfc3339_str(text.replacen(' ', "T", 1) + "Z");
         date.is_ok_and(|date| (-1_000..60_000).contains(&(now - date.timestamp_millis())))
     };
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(next) = rest.chars().next() {
-        let taken = if rest.get(..LENGTH).is_some_and(is_now) {
-            out.push_str("NOW");
-            LENGTH
-        } else {
-            out.push(next);
-            next.len_utf8()
-        };
-        rest = &rest[taken..];
-    }
-    out
+    let parts = text.match_indices("20").filter_map(|(start, _)| text.get(start..start + LENGTH));
+    let times: BTreeSet<&str> = parts.filter(is_now).collect();
+    times.into_iter().fold(text.to_owned(), |text, time| text.replace(time, "NOW"))
 }
 
 /// Compares texts of many lines; shows the first line that differs, and all of the actual text.

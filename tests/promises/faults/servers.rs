@@ -13,8 +13,8 @@ use super::support::{
     scratch_dir, unique_token,
 };
 use super::{
-    assert_fates, assert_report, assert_whole, dry, each, fresh_db, gated, of_tokens, report, single,
-    talkative, with_option,
+    assert_fates, assert_report, assert_whole, each, fresh_db, gated, of_tokens, report, single, talkative,
+    with_option,
 };
 
 /// Two that go and two that stay, the last one when all others are judged.
@@ -265,23 +265,6 @@ fn a_long_run_tells_its_progress_once_a_minute() {
             &[]
         };
         assert_eq!(lines, expected);
-    }
-}
-
-#[test]
-fn a_token_that_cannot_be_sent_is_kept_and_stops_nobody() {
-    for token in ["x".repeat(70_000), "x".repeat(4_097), String::new()] {
-        let db = fresh_db();
-        let mut ids = vec![db.add(Seed::new(&token).last_used_days_ago(3.0))];
-        ids.extend(db.add_labelled(&["invalid", "valid"]));
-        let before = db.snapshot();
-        let api = Stub::by_label();
-        let expected = report(&db, 3, None, &[("success", 1), ("failed", 1), ("deleted", 1)]);
-        assert_report(&talkative(&db, &api).go(), &expected);
-        assert_fates(&db, &before, &ids, &[Kept, Recycled, Refreshed]);
-        assert!(api.recorded().iter().all(|request| request.line.len() < 4_096));
-        let expected = dry(report(&db, 3, None, &[("success", 1), ("failed", 1)]));
-        assert_report(&talkative(&db, &api).arg("--dry-run").go(), &expected);
     }
 }
 
