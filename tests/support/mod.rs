@@ -100,7 +100,6 @@ fn built() -> PathBuf {
     exe.ancestors().nth(2).expect("target/debug/deps/…").to_owned()
 }
 
-/// The program under test.
 pub fn binary() -> PathBuf {
     built().join("refresh_baoming_tokens")
 }
@@ -135,7 +134,6 @@ pub fn unresponsive() -> (Vec<Socket>, String) {
     (sockets, address.as_socket().expect("an address").to_string())
 }
 
-/// Where a connection is refused.
 pub fn dead() -> String {
     format!("127.0.0.1:{}", free_port())
 }

@@ -125,24 +125,20 @@ impl Mongod {
         if self.options.auth { self.uri_for(ADMIN, PASSWORD) } else { format!("mongodb://{}/", self.host()) }
     }
 
-    /// Connection string of another user.
     pub fn uri_for(&self, user: &str, password: &str) -> String {
         let password: String = form_urlencoded::byte_serialize(password.as_bytes()).collect();
         format!("mongodb://{user}:{password}@{}/?authSource=admin", self.host())
     }
 
-    /// A client of this very node, connected as [`Mongod::uri`] says.
     pub fn client(&self) -> Client {
         connect(&if self.options.replica_set { self.uri() + "?directConnection=true" } else { self.uri() })
     }
 
-    /// Runs a command on the `admin` database.
     pub fn admin(&self, command: Document) -> Document {
         let admin: Database = self.client().database("admin");
         admin.run_command(command).run().expect("command on admin")
     }
 
-    /// How many commands of these kinds it has had so far.
     pub fn commands(&self, kinds: &[&str]) -> i64 {
         let status = self.admin(doc! { "serverStatus": 1 });
         let counters = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
@@ -164,7 +160,6 @@ impl Mongod {
         self.uri_for(name, PASSWORD)
     }
 
-    /// A database of its own for one test.
     pub fn fresh_db(&self) -> TestDb {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -223,7 +218,6 @@ impl Mongod {
         kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
     }
 
-    /// The server's own log file, one JSON object a line.
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
@@ -260,7 +254,6 @@ pub fn connect(uri: &str) -> Client {
 
 /// Nodes on loopback that elect a new primary within a second or two.
 pub struct ReplicaSet {
-    /// The members, in no particular role.
     pub nodes: Vec<Mongod>,
 }
 
@@ -288,7 +281,6 @@ impl ReplicaSet {
         set
     }
 
-    /// Connection string with all members.
     pub fn uri(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(Mongod::host).collect();
         format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
@@ -298,12 +290,10 @@ impl ReplicaSet {
         connect(&self.uri())
     }
 
-    /// A database of its own for one test.
     pub fn fresh_db(&self, name: &str) -> TestDb {
         TestDb::new(&self.client(), &self.uri(), name)
     }
 
-    /// The member that is primary now.
     pub fn primary(&self) -> &Mongod {
         let mut found = None;
         await_true("a primary", || {

@@ -14,8 +14,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Connects to this address whatever it is asked for, so that any host name can be tested; or
-    /// to nothing.
+    /// Connects to this address, or to nothing, whatever it is asked for.
     pub fn start(upstream: Option<SocketAddr>) -> Self {
         let targets = Arc::<Watched<_>>::default();
         let seen = Arc::clone(&targets);

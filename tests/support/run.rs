@@ -40,7 +40,6 @@ impl Run {
         run.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1")
     }
 
-    /// Another program with the same environment: a script, or another build.
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = program.into();
         self
@@ -169,7 +168,6 @@ impl Live {
         kill_process(self.pid(), signal).expect("a live process");
     }
 
-    /// SIGKILL, to its children too, and waits for the end.
     pub fn kill(self) -> Outcome {
         count(Total::Kills, 1);
         self.kill_all();
@@ -181,7 +179,6 @@ impl Live {
         let _ = kill_process_group(self.pid(), Signal::KILL);
     }
 
-    /// Waits for a line with this text.
     pub fn await_line(&self, text: &str) -> String {
         let found = self.output.wait(self.run.limit, |output| {
             let texts = output.texts();
@@ -228,10 +225,8 @@ impl Output {
     }
 }
 
-/// How a run ended.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
     pub stdout: String,

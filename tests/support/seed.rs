@@ -58,7 +58,6 @@ impl Seed {
         self.set("card", doc! { "$ref": "cards", "$id": card })
     }
 
-    /// Last used, and updated, this many days ago.
     pub fn last_used_days_ago(self, days: f64) -> Self {
         let then = wall_clock_days_ago(days);
         self.set("updated_at", then).set("last_used", then)
@@ -86,7 +85,6 @@ pub fn valid_tokens(n: u32) -> (TestDb, Stub) {
 /// A database of one test. Dropped with it.
 pub struct TestDb {
     pub name: String,
-    /// Connection string of the server, without a database.
     pub uri: String,
     pub db: Database,
     secrets: Mutex<BTreeSet<String>>,
@@ -128,7 +126,6 @@ impl TestDb {
         self.cards().insert_one(card).run().expect("card");
     }
 
-    /// Adds a token document as it is.
     pub fn add(&self, seed: Seed) -> ObjectId {
         self.add_all([seed])[0]
     }
@@ -161,7 +158,6 @@ impl TestDb {
         self.add_in_order((0..n).map(|_| (label, card)))
     }
 
-    /// Each was used a second after the one before.
     fn add_in_order<'a>(&self, tokens: impl Iterator<Item = (&'a str, ObjectId)>) -> Vec<ObjectId> {
         let first = wall_clock_days_ago(1.0).timestamp_millis();
         self.add_all(tokens.zip(0..).map(|((label, card), i)| {
@@ -200,7 +196,6 @@ impl TestDb {
         self.secrets.lock().expect("secrets").iter().chain([&self.uri]).cloned().collect()
     }
 
-    /// All documents of the three collections, byte for byte.
     pub fn snapshot(&self) -> Snapshot {
         let all = |collection| {
             let collection = self.db.collection::<RawDocumentBuf>(collection);
@@ -228,7 +223,6 @@ impl TestDb {
         lost
     }
 
-    /// Panics when a token is [`TestDb::lost`].
     pub fn assert_none_lost(&self) {
         let lost = self.lost();
         count(Total::AtRisk, self.seeded.lock().expect("seeded").len());

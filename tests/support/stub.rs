@@ -14,14 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// A request as it came in.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The request line, raw: `GET /xcx/… HTTP/1.1`.
     pub line: String,
-    /// The path without the query.
     pub path: String,
-    /// Query parameters, decoded.
     pub query: Vec<(String, String)>,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -29,13 +26,11 @@ pub struct Request {
     pub nth: usize,
     /// Which request of all this is, from 1.
     pub number: usize,
-    /// Which connection it came on, from 1.
     pub connection: usize,
     pub at: Instant,
 }
 
 impl Request {
-    /// A header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
@@ -66,7 +61,6 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// What the real API says of a good token.
     pub fn valid() -> Self {
         Self::json(200, r#"{"sta":0,"msg":"","data":{"info_id":"698add7c7068f814935d6804","title":"报名"}}"#)
     }
@@ -79,7 +73,6 @@ impl Reply {
         Self::json(200, r#"{"msg":"invalid access_token","sta":-500}"#)
     }
 
-    /// A refusal with this message.
     pub fn refusal(message: &str) -> Self {
         Self::json(200, json!({ "sta": -1, "msg": message, "data": null }).to_string())
     }
@@ -151,12 +144,10 @@ impl Reply {
         Self::fault(vec![Step::Stall, Step::Close])
     }
 
-    /// Closes the connection without an answer.
     pub fn close() -> Self {
         Self::fault(vec![Step::Close])
     }
 
-    /// Resets the connection (RST) without an answer.
     pub fn reset() -> Self {
         Self::fault(vec![Step::Reset])
     }
@@ -220,8 +211,10 @@ pub struct Stub {
     accepting: Option<JoinHandle<()>>,
 }
 
+type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
+
 struct Shared {
-    handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
+    handler: Handler,
     tls: Option<Arc<ServerConfig>>,
     log: Watched<Log>,
     stopping: AtomicBool,
@@ -236,8 +229,7 @@ struct Log {
 }
 
 impl Stub {
-    /// Plain HTTP; the closure may do anything before it returns its reply, in particular change
-    /// the database, or block.
+    /// The closure may do anything before it returns its reply: change the database, or block.
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::launch(None, Box::new(handler))
     }
@@ -246,7 +238,6 @@ impl Stub {
         Self::start(move |_| reply.clone())
     }
 
-    /// [`Reply::by_label`] to every request.
     pub fn by_label() -> Self {
         Self::start(|request| Reply::by_label(request.token()))
     }
@@ -258,7 +249,7 @@ impl Stub {
         Self::launch(Some(tls::server_config(certificate)), Box::new(handler))
     }
 
-    fn launch(tls: Option<Arc<ServerConfig>>, handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>) -> Self {
+    fn launch(tls: Option<Arc<ServerConfig>>, handler: Handler) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("address");
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -269,7 +260,6 @@ impl Stub {
         Self { address, scheme, shared, accepting: Some(accepting) }
     }
 
-    /// Value for `BAOMING_API_BASE`.
     pub fn base(&self) -> String {
         format!("{}://{}/xcx", self.scheme, self.address)
     }
@@ -296,7 +286,6 @@ impl Stub {
         found.unwrap_or_else(|| panic!("only {} of {n} requests came", self.requests()))
     }
 
-    /// Waits until no connection is open.
     pub fn await_all_closed(&self) {
         let closed = self.shared.log.wait(PATIENCE, |log| log.open.is_empty().then_some(()));
         closed.expect("all connections closed");
@@ -317,7 +306,6 @@ impl Drop for Stub {
     }
 }
 
-/// One connection, decrypted.
 trait Wire: Read + Write + Send {}
 impl<T: Read + Write + Send> Wire for T {}
 

@@ -22,7 +22,6 @@ pub enum Certificate {
     CaAsServer,
 }
 
-/// The test authority, and its PEM file.
 fn authority() -> &'static (CertifiedIssuer<'static, KeyPair>, PathBuf) {
     static AUTHORITY: OnceLock<(CertifiedIssuer<'static, KeyPair>, PathBuf)> = OnceLock::new();
     AUTHORITY.get_or_init(|| {

@@ -7,23 +7,16 @@ use std::io::Write;
 /// What is counted.
 #[derive(Clone, Copy, Debug)]
 pub enum Total {
-    /// Runs of the real binary.
     Runs,
     /// Replies of the stub that were no proper answer, servers frozen, and the like.
     Faults,
-    /// Programs and servers killed by SIGKILL.
     Kills,
     /// Seeded tokens of which a test made sure that they are still there.
     AtRisk,
-    /// Those of them that were gone.
     Lost,
-    /// Secrets found in an output.
     Leaked,
-    /// Commands to the database that were disturbed one at a time.
     Commands,
-    /// Requests to the API that were, each in every way.
     Requests,
-    /// Walls and rows of silence that the API was made to show.
     Walls,
 }
 

@@ -11,7 +11,6 @@ use std::sync::Arc;
 /// A command of the program. Greetings, heartbeats and farewells are none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
-    /// Which of all commands this is, from 1.
     pub number: usize,
     /// `find`, `update`, `insert`, `delete` and so on, with the collection: `insert cards`.
     pub what: String,
@@ -22,7 +21,6 @@ pub struct Command {
 }
 
 impl Command {
-    /// Whether it changes something.
     pub fn is_write(&self) -> bool {
         ["insert ", "update ", "delete "].iter().any(|kind| self.what.starts_with(kind))
     }
@@ -31,9 +29,7 @@ impl Command {
 /// What happens to a command, or to its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// It gets through.
     Pass,
-    /// The connection breaks.
     Cut,
     /// It never arrives, and the connection stays.
     Hold,
@@ -62,7 +58,6 @@ impl Wire {
         Self::launch(server, Hooks { command: Box::new(command), greeting: |_| {} })
     }
 
-    /// To a server that says something else of itself.
     pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
         Self::launch(server, Hooks { command: Box::new(|_| Act::Pass), greeting })
     }
@@ -91,7 +86,6 @@ impl Wire {
         format!("mongodb://{}/?directConnection=true", self.address)
     }
 
-    /// The commands that came, in their order.
     pub fn commands(&self) -> Vec<Command> {
         self.seen.lock().clone()
     }
@@ -190,7 +184,6 @@ fn whole(head: &[u8], document: &Document) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// The document that begins there.
 fn document(message: &[u8], start: usize) -> io::Result<&RawDocument> {
     let rest = message.get(start..).unwrap_or_default();
     let length = rest.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));

@@ -45,7 +45,6 @@ enum Fate {
     Refreshed,
     /// Whole in the recycle bin, and only there.
     Recycled,
-    /// Deleted by somebody else.
     Gone,
 }
 
@@ -55,7 +54,6 @@ fn single() -> &'static ReplicaSet {
     SINGLE.get_or_init(|| ReplicaSet::start_of(1, false, 5000))
 }
 
-/// A database of its own on it.
 fn fresh_db() -> TestDb {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     single().fresh_db(&format!("set-{}", NEXT.fetch_add(1, Ordering::Relaxed)))
@@ -91,7 +89,6 @@ fn talkative(db: &TestDb, api: &Stub) -> Run {
     Run::new(db, api).args(["--json", "-v"])
 }
 
-/// A connection string with one more option.
 fn with_option(uri: &str, option: &str) -> String {
     format!("{uri}{}{option}", if uri.contains('?') { '&' } else { '?' })
 }
@@ -126,7 +123,6 @@ pub fn assert_report(outcome: &Outcome, expected: &Value) {
     }
 }
 
-/// What the counts of a report add up to.
 fn sum(report: &Value) -> u64 {
     let parts = ["success", "failed", "deleted", "skipped", "withheld", "unprocessed"];
     parts.iter().filter_map(|part| report[part].as_u64()).sum()
@@ -222,7 +218,6 @@ impl Gate {
 }
 
 impl Moment {
-    /// Waits until somebody is at the gate.
     fn come(&self) {
         self.reached.recv_timeout(PATIENCE).expect("the moment");
     }

@@ -18,7 +18,7 @@ const OUTPUTS: [(&str, bool, bool); 7] = [
     (LOG_BECOMES_FOLDER, false, false),
 ];
 const FULL_LOG: &str = r#""$0" "$@" --log-file /dev/full"#;
-const LOG_BECOMES_FOLDER: &str = r#""$0" "$@" && :"#;
+const LOG_BECOMES_FOLDER: &str = r#""$0" "$@""#;
 
 #[test]
 fn a_run_is_done_whatever_becomes_of_its_output() {

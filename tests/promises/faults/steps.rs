@@ -190,7 +190,7 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
         }
     });
     // What is waited for in vain costs no half minute.
-    let is_lasting = matches!(at, Some((_, _, Blow::Once(_) | Blow::Gone)));
+    let is_lasting = matches!(at, Some((_, _, Blow::Once(Act::Hold) | Blow::Gone)));
     let uri = wire.uri() + options + if is_lasting { "&timeoutMS=1000" } else { "" };
     let api = Stub::by_label();
     let live = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri).start();
