@@ -4,7 +4,7 @@
 use nix::sys::resource::{UsageWho, getrusage};
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -16,20 +16,19 @@ pub const LAUNCH: &str = "launch";
 /// The argument that makes this program the floor.
 pub const FLOOR: &str = "floor";
 
-/// A program to run, with database and API.
-pub fn program(program: &Path, db: &TestDb, api: &Stub) -> Run {
-    let launcher = Run::new(db, api).program(own_path()).no_args();
-    launcher.args([LAUNCH.as_ref(), program.as_os_str()])
-}
-
-/// The program itself, without a pause between tokens.
+/// The program under test, with database and API.
 pub fn product(db: &TestDb, api: &Stub) -> Run {
-    program(&binary(), db, api).args(["--delay-ms", "0"])
+    launched(&binary(), db, api)
 }
 
 /// The least that can be done.
 pub fn floor(db: &TestDb, api: &Stub) -> Run {
-    program(&own_path(), db, api).arg(FLOOR)
+    launched(&own_path(), db, api).arg(FLOOR)
+}
+
+fn launched(program: &Path, db: &TestDb, api: &Stub) -> Run {
+    let launcher = Run::new(db, api).program(own_path()).no_args();
+    launcher.args([LAUNCH.as_ref(), program.as_os_str()])
 }
 
 fn own_path() -> PathBuf {
@@ -61,23 +60,20 @@ impl Running {
         Self { launcher, log }
     }
 
-    /// Waits for its end. Panics, and shows the log, unless it exits with `code` and its last
+    /// Waits for its end. Panics, and shows the log's end, unless it exits with `code` and its last
     /// words have `proof` of what it did.
-    pub fn end(mut self, code: i32, proof: &str) -> Cost {
-        let mut report = String::new();
-        let stdout = self.launcher.stdout.as_mut().expect("stdout");
-        stdout.read_to_string(&mut report).expect("the launcher's report");
-        self.launcher.wait().expect("end of the launcher");
+    pub fn end(self, code: u32, proof: &str) -> Cost {
+        let output = self.launcher.wait_with_output().expect("the launcher's report");
+        let report = String::from_utf8_lossy(&output.stdout);
         let log = fs::read_to_string(&self.log).expect("the run's log");
-        let numbers: Vec<u32> = report.split_whitespace().map_while(|number| number.parse().ok()).collect();
+        fs::remove_file(&self.log).expect("the run's log");
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        let numbers: Vec<u32> = report.split_whitespace().map_while(|number| number.parse().ok()).collect();
         let &[ended_with, wall_micros, cpu_micros, peak_kib] = numbers.as_slice() else {
             panic!("no report, but {report:?}; {tail}");
         };
-        assert_eq!(i32::try_from(ended_with), Ok(code), "exit code; {tail}");
-        assert!(tail.contains(proof), "no {proof:?} in {tail}");
-        fs::remove_file(&self.log).expect("the run's log");
+        assert!(ended_with == code && tail.contains(proof), "exit code {ended_with}; no {proof:?} in {tail}");
         Cost {
             wall_secs: f64::from(wall_micros) / 1e6,
             cpu_secs: f64::from(cpu_micros) / 1e6,

@@ -1,49 +1,42 @@
-//! A million tokens: memory, and what the database does for the queries that depend on their number.
+//! A million tokens: memory, and how soon the first of them is asked about.
 
-use mongodb::bson::{DateTime, Document, doc};
+use mongodb::bson::{DateTime, Document};
 
-use crate::measure::{self, Running};
-use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock, wall_clock_days_ago};
+use crate::measure::{self, Cost, Running};
+use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock};
 use crate::table::{Limit, Table};
-use crate::{ROUNDS, all_valid, seeded};
+use crate::{ROUNDS, full_run, seeded};
 
 const TOKENS: u32 = 1_000_000;
-const SHARDS: u32 = 1000;
 const BATCH: u32 = 10_000;
 /// They were last used over so many days, evenly.
 const DAYS: u32 = 100;
 
-/// Adds the targets of a million tokens; prints the explain plans.
 pub fn measure(server: &Mongod, table: &mut Table) {
     let fewer = seeded(server, 10_000);
     let db = server.fresh_db();
     seed(&db);
     let (api, down) = (Stub::always(Reply::valid()), Stub::always(Reply::http(503, &[], "")));
-    let shard = format!("1/{SHARDS}");
-    let mut peaks: [Vec<f64>; 3] = [const { Vec::new() }; 3];
-    let mut secs = Vec::new();
-    for _ in 0..ROUNDS {
-        let base = Running::start(&measure::product(&fewer, &api)).end(0, &all_valid(10_000)).peak_kib;
-        let of_shard =
-            Running::start(&measure::product(&db, &api).args(["--shard", &shard])).end(0, "失败: 0 个");
-        // All ids are in memory when the run finds that the API is down, after five tokens.
-        let whole =
-            Running::start(&measure::product(&db, &down).args(["--retries", "0"])).end(5, "失败: 5 个");
-        peaks[0].push(base);
-        peaks[1].push(of_shard.peak_kib);
-        peaks[2].push(whole.peak_kib);
-        secs.push(whole.wall_secs);
-    }
+    let rounds: Vec<[Cost; 3]> = (0..ROUNDS)
+        .map(|_| {
+            let base = full_run(&fewer, &api, 10_000);
+            let shard = measure::product(&db, &api).args(["--delay-ms=0", "--shard", "1/1000"]);
+            // All ids are in memory when the run finds that the API is down, after five tokens.
+            let whole = measure::product(&db, &down).args(["--delay-ms=0", "--retries=0"]);
+            let shard = Running::start(&shard).end(0, "失败: 0 个");
+            [base, shard, Running::start(&whole).end(5, "失败: 6 个")]
+        })
+        .collect();
     let more = f64::from(TOKENS - 10_000);
     for (which, what) in [(1, "--shard 1/1000"), (2, "all")] {
-        let bytes = peaks[which].iter().zip(&peaks[0]).map(|(peak, base)| (peak - base) * 1024.0 / more);
+        let peaks = rounds.iter().map(|round| round[which].peak_kib);
+        let bytes = rounds.iter().map(|round| (round[which].peak_kib - round[0].peak_kib) * 1024.0 / more);
         let name = format!("1,000,000 tokens, {what}: bytes a token beyond 10,000");
         table.add(&name, Limit::AtMost(24.0), bytes);
-        let name = format!("1,000,000 tokens, {what}: peak memory, KiB");
-        table.add(&name, Limit::None, peaks[which].iter().copied());
+        table.add(&format!("1,000,000 tokens, {what}: peak memory, KiB"), Limit::None, peaks);
     }
+    let secs = rounds.iter().map(|round| round[2].wall_secs);
     table.add("1,000,000 tokens: s until the first are checked", Limit::None, secs);
-    explain_all(&db);
 }
 
 fn seed(db: &TestDb) {
@@ -58,39 +51,5 @@ fn seed(db: &TestDb) {
         });
         // Not by the database's own helper, which would remember all of them.
         db.tokens().insert_many(batch.collect::<Vec<Document>>()).run().expect("tokens");
-    }
-}
-
-/// What the server does for the queries whose cost depends on the number of tokens, without and with
-/// an index on `last_used`.
-fn explain_all(db: &TestDb) {
-    let days_ago = |days| wall_clock_days_ago(f64::from(days));
-    let queries = [
-        ("all tokens", doc! {}),
-        ("--max-age-days 7", doc! { "last_used": { "$gte": days_ago(7) } }),
-        ("--cleanup-days 90", doc! { "last_used": { "$lt": days_ago(90) } }),
-    ];
-    println!("| query | index | plan | keys | documents | found | ms |\n|---|---|---|--:|--:|--:|--:|");
-    for index in ["_id", "last_used, _id"] {
-        for (what, filter) in &queries {
-            let find = doc! { "find": "baoming_tokens", "filter": filter, "projection": { "last_used": 1 } };
-            let explained = db.db.run_command(doc! { "explain": find, "verbosity": "executionStats" }).run();
-            let explained = explained.expect("explain");
-            let stats = explained.get_document("executionStats").expect("executionStats");
-            let mut stage = stats.get_document("executionStages").expect("stages");
-            let mut plan = stage.get_str("stage").expect("a stage").to_owned();
-            while let Ok(inner) = stage.get_document("inputStage") {
-                stage = inner;
-                plan = format!("{plan} < {}", stage.get_str("stage").expect("a stage"));
-            }
-            let numbers = ["totalKeysExamined", "totalDocsExamined", "nReturned", "executionTimeMillis"];
-            let [keys, documents, found, millis] = numbers.map(|name| stats.get_i32(name).expect("a number"));
-            println!("| {what} | {index} | {plan} | {keys} | {documents} | {found} | {millis} |");
-        }
-        let index = doc! { "key": { "last_used": 1, "_id": 1 }, "name": "used" };
-        db.db
-            .run_command(doc! { "createIndexes": "baoming_tokens", "indexes": [index] })
-            .run()
-            .expect("index");
     }
 }

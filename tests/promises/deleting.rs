@@ -1,11 +1,11 @@
 //! Dead and long unused tokens go to the recycle bin: the cleanup, the dry run, the purge. The second
 //! question, the delete limit, the early stop and the races are tests of `faults`.
 
+use crate::faults::{assert_report, dry, report};
 use crate::support::compare::{assert_bin_entry, assert_text, timeless};
 use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, scratch_dir, unique_token};
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{DateTime, RawDocumentBuf, doc};
-use std::time::{Duration, SystemTime};
+use mongodb::bson::{Bson, RawDocumentBuf, doc};
 
 const CLEANUP: &str = "\
 NOW [INFO] 🎉 刷新完成
@@ -28,19 +28,18 @@ fn cleanup_of(outcome: &Outcome) -> String {
 fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
     let db = Mongod::shared().fresh_db();
     // None of these goes: a refresh keeps what was long unused, an age that is not known is none.
-    db.add_used("valid", 1, 60.0);
-    db.add_used("29 days and 23 hours", 1, 29.96);
+    db.add_used("valid", 60.0);
+    db.add_used("29 days and 23 hours", 29.96);
     db.add(Seed::new(&unique_token("busy")).without("last_used"));
     db.add(Seed::new(&unique_token("busy")).set("last_used", 0_i64));
-    let not_found = r#"{"sta":-1,"msg":"data not found"}"#;
-    let api = Stub::start(move |request| {
-        if request.token().contains("-valid-") { Reply::valid() } else { Reply::json(200, not_found) }
+    let api = Stub::start(|request| {
+        if request.token().contains("-valid-") { Reply::valid() } else { Reply::refusal("data not found") }
     });
     let outcome = Run::new(&db, &api).arg("--cleanup-days=30").go().expect(3);
     let (head, _) = CLEANUP.split_once("NOW [INFO]   发现").expect("the list");
     assert_text(&cleanup_of(&outcome), &(head.to_owned() + "NOW [INFO]   ✅ 没有需要清理的 Token\n"));
 
-    let ids = [("1111", 41.1), ("2222", 30.04)].map(|(name, days)| db.add_used(name, 1, days)[0]);
+    let ids = [("1111", 41.1), ("2222", 30.04)].map(|(name, days)| db.add_used(name, days));
     let orphan = db.add(Seed::new(&unique_token("orphan")).last_used_days_ago(50.0));
     let (before, asked) = (db.snapshot(), api.requests());
     let outcome = Run::new(&db, &api).args(["--cleanup-days", "30"]).go().expect(3);
@@ -49,7 +48,8 @@ fn cleanup_moves_what_was_not_used_for_days_to_the_bin() {
     for (entry, (id, days)) in after.bin.iter().zip([(orphan, 50), (ids[0], 41), (ids[1], 30)]) {
         let document =
             before.tokens.iter().find(|document| document.get_object_id("_id").is_ok_and(|it| it == id));
-        assert_bin_entry(entry, document.expect("document"), &format!("{days} 天未使用"));
+        assert_bin_entry(entry, document.expect("document"));
+        assert_eq!(entry.get_str("reason").expect("a text"), format!("{days} 天未使用"));
     }
     assert_eq!((after.bin.len(), after.tokens.len()), (3, before.tokens.len() - 3));
     assert_eq!((after.cards, api.requests() - asked), (before.cards, 7), "the cleanup asks nothing");
@@ -70,30 +70,26 @@ fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
     for (flags, code, counts) in table {
         let db = Mongod::shared().fresh_db();
         // What was long unused is cleaned up only if the run itself neither refreshes nor deletes it.
-        for (label, n, days) in [("valid", 1, 2.0), ("invalid", 1, 2.0), ("busy", 1, 2.0)] {
-            db.add_used(label, n, days);
+        for label in ["valid", "invalid", "busy"] {
+            db.add_used(label, 2.0);
+            db.add_used(label, 40.0);
         }
-        for (label, n) in [("valid", 1), ("invalid", 1), ("busy", 2)] {
-            db.add_used(label, n, 40.0);
-        }
-        let entry = doc! { "token": {}, "reason": "too old", "deleted_at": DateTime::from_millis(0) };
-        db.bin().insert_one(entry).run().expect("bin entry");
+        db.add_used("busy", 40.0);
+        db.add_to_bin(doc! {}, "too old", 31.0 * 24.0);
         let before = db.snapshot();
         let metrics = scratch_dir().join("metrics.prom");
         let run = || {
-            let run = Run::new(&db, &api).args(["--json", "--retries=0"]).args(flags.split_whitespace());
-            run.arg("--metrics-file").arg(&metrics)
+            let run = Run::new(&db, &api).args(["--json", "--retries=0", "--metrics-file"]).arg(&metrics);
+            run.args(flags.split_whitespace())
         };
-        let dry = run().arg("--dry-run").go().expect(code);
+        let names = ["success", "failed", "deleted", "withheld", "cleaned"];
+        let counts: Vec<_> = names.into_iter().zip(counts).collect();
+        let expected = report(&db, code, (code == 25).then_some("delete_limit"), &counts);
+        let would = run().arg("--dry-run").go();
+        assert_report(&would, &dry(expected.clone()));
+        assert!(would.stderr.contains("试运行"), "{}", would.stderr);
         assert_eq!((db.snapshot(), metrics.exists()), (before, false), "{flags}");
-        assert!(dry.stderr.contains("试运行"), "{}", dry.stderr);
-        for (outcome, is_dry) in [(dry, true), (run().go().expect(code), false)] {
-            let json = outcome.json();
-            let told =
-                ["success", "failed", "deleted", "withheld", "cleaned"].map(|name| json[name].as_u64());
-            assert_eq!(told, counts.map(Some), "{flags}, dry: {is_dry}");
-            assert_eq!(json["dry_run"], is_dry);
-        }
+        assert_report(&run().go(), &expected);
         assert!(metrics.exists());
         db.assert_none_lost();
     }
@@ -102,16 +98,9 @@ fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
 #[test]
 fn a_complete_run_purges_what_lay_in_the_bin_for_30_days() {
     let db = Mongod::shared().fresh_db();
-    let card = db.add_card("card");
-    let add = |name: &str, hours: u64| {
-        let age = Duration::from_secs(hours * 60 * 60);
-        let deleted_at = DateTime::from_system_time(SystemTime::now() - age);
-        let token = doc! { "_id": ObjectId::new(), "card": card };
-        let entry = doc! { "token": token, "reason": name, "deleted_at": deleted_at };
-        db.bin().insert_one(entry).run().expect("bin entry");
-    };
-    add("too old", 30 * 24 + 1);
-    add("not yet", 30 * 24 - 1);
+    db.add_card("card");
+    db.add_to_bin(doc! { "_id": ObjectId::new() }, "too old", 30.0 * 24.0 + 1.0);
+    db.add_to_bin(doc! { "_id": ObjectId::new() }, "not yet", 30.0 * 24.0 - 1.0);
     let left = || db.bin().distinct("reason", doc! {}).run().expect("bin");
     let run = |flags: &[&str]| Run::new(&db, &Stub::always(Reply::valid())).args(flags).go().expect(0);
     run(&["--dry-run"]);
@@ -139,4 +128,60 @@ fn a_document_that_is_no_proper_bson_is_kept() {
     }
     let after = db.snapshot();
     assert_eq!((after.tokens.len(), after.bin.len()), (1, 0));
+}
+
+/// A bin that drops or hides documents is none; a collation cannot tell whether a token is the one that was copied.
+#[test]
+fn nothing_is_deleted_where_the_collections_cannot_be_relied_on() {
+    let collation = doc! { "collation": { "locale": "en", "strength": 2 } };
+    for (name, options) in [
+        ("baoming_tokens_deleted", doc! { "capped": true, "size": 4096 }),
+        ("baoming_tokens_deleted", doc! { "viewOn": "cards", "pipeline": [] }),
+        ("baoming_tokens", collation),
+    ] {
+        let db = Mongod::shared().fresh_db();
+        let mut create = doc! { "create": name };
+        create.extend(options.clone());
+        db.db.run_command(create).run().expect("a collection");
+        db.add_token("invalid");
+        let before = db.snapshot();
+        for flags in [&["--dry-run"][..], &[]] {
+            let outcome = Run::new(&db, &Stub::by_label()).args(flags).go().expect(1);
+            assert!(
+                outcome.log().contains(&format!("不删除任何 Token: {name} 是")),
+                "{options}: {outcome:?}"
+            );
+            assert_eq!((outcome.stat("保留"), outcome.stat("删除")), (1, 0), "{options}");
+        }
+        assert_eq!(db.snapshot(), before, "{options}");
+    }
+}
+
+/// The server takes no filter with this type, and one odd document never stops the rest.
+#[test]
+fn an_undefined_last_used_keeps_nobody_from_being_deleted() {
+    let db = Mongod::shared().fresh_db();
+    db.add(Seed::new(&unique_token("invalid")).set("last_used", Bson::Undefined));
+    db.add_token("invalid");
+    let outcome = Run::new(&db, &Stub::by_label()).go().expect(0);
+    assert_eq!((outcome.stat("删除"), db.snapshot().bin.len()), (2, 2));
+    db.assert_none_lost();
+}
+
+/// It was valid a moment ago, only its login is another one now.
+#[test]
+fn the_cleanup_passes_over_a_token_that_was_renewed_while_it_was_asked_about() {
+    let db = Mongod::shared().fresh_db();
+    let id = db.add_used("valid", 50.0);
+    db.disown(id);
+    let renewed = unique_token("renewed");
+    db.add_secret(&renewed);
+    let (tokens, this, set) = (db.tokens(), doc! { "_id": id }, doc! { "$set": { "access_token": renewed } });
+    let api = Stub::start(move |_| {
+        tokens.update_one(this.clone(), set.clone()).run().expect("update");
+        Reply::valid()
+    });
+    let outcome = Run::new(&db, &api).args(["--cleanup-days", "30"]).go().expect(0);
+    assert_eq!(outcome.stat("跳过"), 1);
+    assert_eq!((db.snapshot().tokens.len(), db.snapshot().bin.len()), (1, 0));
 }

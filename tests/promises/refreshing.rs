@@ -1,15 +1,13 @@
 //! One run: which tokens, in which order, by whose clock, and how the API is asked.
 
+use crate::faults::each;
 use crate::support::compare::date;
 use crate::support::mongod::READS;
 use crate::support::{Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, tls, unique_token};
-use crate::support::{dead, wall_clock};
+use crate::support::{dead, unresponsive, wall_clock};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, doc};
-use socket2::{Domain, Socket, Type};
-use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 // ------------------------------------------------------------------------ order and choice
@@ -57,7 +55,7 @@ fn max_age_days_selects_by_the_wall_clock() {
     let db = Mongod::shared().fresh_db();
     // Between UTC and Shanghai lie eight hours: an hour this or that side tells them apart.
     for (label, days) in [("inside", 7.0 - HOUR), ("outside", 7.0 + HOUR), ("recent", 0.0)] {
-        db.add_used(label, 1, days);
+        db.add_used(label, days);
     }
     db.add(Seed::new(&unique_token("never")).without("last_used"));
     db.add(Seed::new(&unique_token("odd")).set("last_used", "yesterday"));
@@ -83,9 +81,7 @@ fn card_refreshes_one_colleague_s_token_by_name_or_id() {
     }
     db.add(Seed::new(&unique_token("valid")).card_dbref(wang));
     let binned = ObjectId::new();
-    let entry =
-        doc! { "token": Seed::new("gone").card(binned).0, "reason": "x", "deleted_at": DateTime::MIN };
-    db.bin().insert_one(entry).run().expect("entry");
+    db.add_to_bin(Seed::new("gone").card(binned).0, "x", 31.0 * 24.0);
     let api = Stub::by_label();
     let run = |name: &str| Run::new(&db, &api).arg("--card").arg(name).go();
 
@@ -234,54 +230,25 @@ fn timeout_secs_limits_each_phase_of_a_call() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"s";
     let pause = Duration::from_secs(2);
     let in_parts = Reply::raw(head).after(pause).and(Reply::raw("ta\":0}").after(pause));
-    // Its queue is full: nobody takes another connection.
-    let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    full.listen(0).expect("a queue of one");
-    let address = full.local_addr().expect("address").as_socket().expect("an IP address");
-    let _queued = TcpStream::connect(address).expect("the one");
-    // What the API does, flags, exit code, how long the run takes in milliseconds.
+    let (_sockets, address) = unresponsive();
+    // What the API does unless it takes no connection, flags, exit code, milliseconds of the run.
     let table = [
-        (Reply::stall(), "--timeout-secs=1", 5, 1000..9000),
-        (Reply::raw(head).and(Reply::stall()), "--timeout-secs=1", 5, 1000..9000),
+        (None, "--timeout-secs=1", 5, 1000..9000),
+        (Some(Reply::stall()), "--timeout-secs=1", 5, 1000..9000),
+        (Some(Reply::raw(head).and(Reply::stall())), "--timeout-secs=1", 5, 1000..9000),
         // Neither phase takes so long, both together do.
-        (in_parts, "--timeout-secs=3", 0, 4000..12_000),
-        (Reply::stall(), "", 5, 10_000..18_000),
+        (Some(in_parts), "--timeout-secs=3", 0, 4000..12_000),
+        (Some(Reply::stall()), "", 5, 10_000..18_000),
     ];
-    thread::scope(|scope| {
-        for (reply, flag, code, expected) in table {
-            let db = &db;
-            scope.spawn(move || {
-                let api = Stub::always(reply);
-                let flags = flag.split_whitespace();
-                let outcome = Run::new(db, &api).arg("--retries=0").args(flags).go().expect(code);
-                assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
-            });
+    each(&table, |(reply, flag, code, expected)| {
+        let api = Stub::always(reply.clone().unwrap_or_else(Reply::valid));
+        let mut run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace());
+        if reply.is_none() {
+            run = run.env("BAOMING_API_BASE", format!("http://{address}/xcx"));
         }
-        scope.spawn(|| {
-            let base = format!("http://{address}/xcx");
-            let run = Run::new(&db, &Stub::always(Reply::valid())).args(["--retries=0", "--timeout-secs=1"]);
-            let outcome = run.env("BAOMING_API_BASE", base).go().expect(5);
-            assert!((1000..9000).contains(&outcome.elapsed.as_millis()), "{:?}", outcome.elapsed);
-        });
+        let outcome = run.go().expect(*code);
+        assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
     });
-}
-
-#[test]
-fn api_base_may_end_in_a_slash_and_be_any_loopback_name_past_any_proxy() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("valid");
-    let api = Stub::always(Reply::valid());
-    let port = api.address().port();
-    for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {
-        let mut run = Run::new(&db, &api).env("BAOMING_API_BASE", base);
-        for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
-            run = run.env(name, format!("http://{}", dead()));
-        }
-        run.go().expect(0);
-    }
-    assert!(api.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));
-    assert_eq!(api.requests(), 2);
 }
 
 #[test]
@@ -302,7 +269,7 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         (&["HTTPS_PROXY", "ALL_PROXY"], "", "*", false),
     ];
     for (names, other, exceptions, used) in table {
-        let proxy = Proxy::start_to(api.address());
+        let proxy = Proxy::start(Some(api.address()));
         let mut run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
         for name in names {
             run = run.env(name, proxy.uri());
@@ -315,8 +282,19 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
         assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
     }
+    // A loopback API, under any name, goes past any proxy.
+    let plain = Stub::always(Reply::valid());
+    let port = plain.address().port();
+    for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {
+        let mut run = Run::new(&db, &plain).env("BAOMING_API_BASE", base);
+        for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
+            run = run.env(name, format!("http://{}", dead()));
+        }
+        run.go().expect(0);
+    }
+    assert!(plain.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));
     // The default API is the real one, and must prove it.
-    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start_to(api.address()));
+    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start(Some(api.address())));
     let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE").env("HTTPS_PROXY", proxy.uri());
     run.env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0").go().expect(5);
     assert_eq!(proxy.targets(), ["api-xcx-qunsou.weiyoubot.cn:443"]);

@@ -3,59 +3,40 @@
 
 use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
 use crate::support::{
-    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, file, scratch_dir, unique_token,
+    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, fifo, scratch_dir, unique_token, valid_tokens,
 };
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
-fn a_signal_ends_a_pause_within_a_second() {
-    let db = Mongod::shared().fresh_db();
-    db.add_tokens("valid", 2);
-    let api = Stub::always(Reply::valid());
-    // Flags, the line after which the program does nothing but wait, exit code, requests by then.
-    let table: [(&[&str], &str, Signal, i32, usize); 4] = [
-        (&["--delay-ms=60000"], "✅ Token 有效", Signal::TERM, 143, 1),
-        (&["--delay-ms=60000"], "✅ Token 有效", Signal::INT, 130, 1),
-        (&["--scheduler", "--delay-ms=0"], "✅ 定时任务已启动", Signal::TERM, 0, 0),
-        (&["--scheduler", "--delay-ms=0", "--run-immediately"], "🎉", Signal::INT, 0, 2),
+fn the_scheduler_says_what_it_will_do_and_ends_its_pause_at_a_signal() {
+    let (db, api) = valid_tokens(2);
+    // Flags, what it says of them, the line after which it does nothing but wait, requests by then.
+    let table = [
+        ("", "每 6 小时", "否", "✅ 定时任务已启动", 0),
+        ("--interval 2", "每 2 小时", "否", "✅ 定时任务已启动", 0),
+        ("--interval-minutes=10", "每 10 分钟", "否", "✅ 定时任务已启动", 0),
+        ("--interval-minutes=90 --interval=3 --run-immediately", "每 90 分钟", "是", "🎉", 2),
     ];
-    let mut requests = 0;
-    for (flags, line, signal, code, more) in table {
-        let live = Run::new(&db, &api).no_args().args(flags).start();
-        live.await_line(line);
-        let start = Instant::now();
-        live.signal(signal);
-        live.wait().expect(code);
-        assert!(start.elapsed() < Duration::from_secs(1), "{flags:?}: {:?}", start.elapsed());
-        requests += more;
-        assert_eq!(api.requests(), requests, "{flags:?}");
-    }
-}
-
-#[test]
-fn the_scheduler_says_what_it_will_do() {
-    let db = Mongod::shared().fresh_db();
-    let api = Stub::always(Reply::valid());
-    for (flags, every, immediately) in [
-        (&[][..], "每 6 小时", "否"),
-        (&["--interval", "2"], "每 2 小时", "否"),
-        (&["--interval-minutes=10"], "每 10 分钟", "否"),
-        (&["--interval-minutes=90", "--interval=3", "--run-immediately"], "每 90 分钟", "是"),
-    ] {
-        let live = Run::new(&db, &api).arg("--scheduler").args(flags).start();
-        live.await_line("✅ 定时任务已启动");
-        live.signal(Signal::TERM);
-        let outcome = live.wait().expect(0);
-        let head = format!(
-            "NOW [INFO] 🕐 定时任务模式\n\
-             NOW [INFO]    刷新间隔: {every}\n\
-             NOW [INFO]    立即执行: {immediately}\n\
-             NOW [INFO] ✅ 定时任务已启动，{every}执行一次\n"
-        );
-        let log = timeless(&outcome.stdout);
-        assert_text(log.get(..head.len()).unwrap_or(&log), &head);
+    for (flags, every, immediately, line, requests) in table {
+        for signal in [Signal::TERM, Signal::INT] {
+            let before = api.requests();
+            let live = Run::new(&db, &api).arg("--scheduler").args(flags.split_whitespace()).start();
+            live.await_line(line);
+            let start = Instant::now();
+            live.signal(signal);
+            let outcome = live.wait().expect(0);
+            assert!(start.elapsed() < Duration::from_secs(1), "{flags}: {:?}", start.elapsed());
+            assert_eq!(api.requests() - before, requests, "{flags}");
+            let head = format!(
+                "NOW [INFO] 🕐 定时任务模式\n\
+                 NOW [INFO]    刷新间隔: {every}\n\
+                 NOW [INFO]    立即执行: {immediately}\n\
+                 NOW [INFO] ✅ 定时任务已启动，{every}执行一次\n"
+            );
+            let log = timeless(&outcome.stdout);
+            assert_text(log.get(..head.len()).unwrap_or(&log), &head);
+        }
     }
 }
 
@@ -67,9 +48,7 @@ fn the_scheduler_reads_its_secret_anew_and_outlives_a_bad_one() {
     let api = Stub::always(Reply::valid());
     let metrics = scratch_dir().join("active.prom");
     // A pipe: each reading of the secret waits for what the test writes into it.
-    let secret = file("uri", "", 0o600);
-    fs::remove_file(&secret).expect("removed");
-    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&secret).status().expect("mkfifo").success());
+    let secret = fifo();
     let run = Run::new(&moved, &api).env_remove("MONGODB_URI").env("MONGODB_URI_FILE", &secret);
     let run = run.args(["--scheduler", "--interval-minutes=1", "--run-immediately", "--metrics-file"]);
     let live = run.arg(&metrics).limit(Duration::from_secs(150)).start();
@@ -166,8 +145,7 @@ fn self_test_reports_each_failure_and_deletes_nothing() {
     for (label, flags, passes, line) in table {
         let db = Mongod::shared().fresh_db();
         if !label.is_empty() {
-            let card = db.add_card("card");
-            db.add(Seed::new(&unique_token(label)).card(card).last_used_days_ago(40.0));
+            db.add(Seed::new(&unique_token(label)).card(db.add_card("card")).last_used_days_ago(40.0));
         }
         let before = db.snapshot();
         let mut run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace());
@@ -176,14 +154,10 @@ fn self_test_reports_each_failure_and_deletes_nothing() {
         }
         let log = run.go().expect(i32::from(passes != [true; 4])).log();
         assert!(log.contains(line), "{label} {flags:?}: {log}");
-        let lines = FOUR.iter().zip(passes).map(|(name, passes)| {
-            if passes {
-                format!("[INFO] ✅ 通过 - {name}\n")
-            } else {
-                format!("[ERROR] ❌ 失败 - {name}\n")
-            }
-        });
-        assert!(lines.into_iter().all(|line| log.contains(&line)), "{label} {flags:?}: {log}");
+        for (name, passes) in FOUR.iter().zip(passes) {
+            let result = if passes { "[INFO] ✅ 通过" } else { "[ERROR] ❌ 失败" };
+            assert!(log.contains(&format!("{result} - {name}\n")), "{label} {flags:?}: {log}");
+        }
         let passed = passes.iter().filter(|&&passes| passes).count();
         assert!(log.ends_with(&format!("总计: {passed}/4 个测试通过\n")), "{log}");
         assert_eq!(db.snapshot(), before, "{label} {flags:?}");

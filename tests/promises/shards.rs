@@ -1,116 +1,101 @@
 //! Many machines: the parts of `--shard`. Two runs over the same tokens are a test of `faults`.
 
-use crate::support::{Mongod, Reply, Run, Seed, Stub, TestDb, unique_token};
+use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, doc};
 use std::collections::BTreeSet;
 
+type Tokens = BTreeSet<String>;
+
 /// Adds tokens that were last used so many days ago, written by as many applications.
-fn add_used(db: &TestDb, label: &str, n: u32, days: f64) {
+fn add_used(db: &TestDb, n: u32, days: f64) {
     let writers = 5;
     db.add_all((0..n).map(|i| {
         // Time, writer, counter: what an `_id` is made of.
-        let id =
-            format!("{:08x}{:010x}{:06x}", 1_700_000_000 + i, 0xbeef_0123 * u64::from(i % writers + 1), i);
-        let seed = Seed::new(&unique_token(label)).set("_id", ObjectId::parse_str(id).expect("24 digits"));
+        let writer = 0xbeef_0123 * u64::from(i % writers + 1);
+        let id = format!("{:08x}{writer:010x}{i:06x}", 1_700_000_000 + i);
+        let seed = Seed::new(&unique_token("valid")).set("_id", ObjectId::parse_str(id).expect("24 digits"));
         seed.last_used_days_ago(days)
     }));
 }
 
-/// The tokens that a run asked about.
-fn asked(api: &Stub) -> BTreeSet<String> {
-    api.recorded().iter().map(|request| request.token().to_owned()).collect()
-}
-
-/// The tokens of a part, by a dry run.
-fn part(db: &TestDb, shard: &str) -> BTreeSet<String> {
+/// A run, and the tokens that it asked about.
+fn run(db: &TestDb, flags: &[&str]) -> (Outcome, Tokens) {
     let api = Stub::always(Reply::valid());
-    let outcome = Run::new(db, &api).args(["--dry-run", "--shard", shard]).go();
-    let asked = asked(&api);
-    assert_eq!(outcome.stat("成功"), asked.len() as u64, "{shard}");
-    asked
+    let outcome = Run::new(db, &api).args(flags).go();
+    (outcome, api.recorded().iter().map(|request| request.token().to_owned()).collect())
 }
 
-#[test]
-fn the_parts_are_disjoint_complete_and_stable() {
-    let db = Mongod::shared().fresh_db();
-    add_used(&db, "valid", 60, 1.0);
-    // Belongs to no part by its `_id`, but must not be forgotten.
-    db.tokens().insert_one(doc! { "_id": "text" }).run().expect("odd one");
-    let all = part(&db, "1/1");
-    assert_eq!(all.len(), 60);
-    for n in [2, 3, 7] {
-        let shards: Vec<String> = (1..=n).map(|k| format!("{k}/{n}")).collect();
-        let parts: Vec<BTreeSet<String>> = shards.iter().map(|shard| part(&db, shard)).collect();
-        assert_eq!(parts.iter().map(BTreeSet::len).sum::<usize>(), all.len(), "{n} parts are disjoint");
-        let together: BTreeSet<String> = parts.iter().flatten().cloned().collect();
-        assert_eq!(together, all, "{n} parts are complete");
-        assert!(parts.iter().all(|part| !part.is_empty()));
-
-        let api = Stub::always(Reply::valid());
-        let runs = shards.iter().map(|shard| Run::new(&db, &api).arg(format!("--shard={shard}")).go());
-        let totals: u64 = runs.map(|outcome| outcome.stat("总计")).sum();
-        assert_eq!(totals, 61, "{n}: the odd one is reported once");
-        // What a part is does not depend on when it was last used.
-        let again: Vec<BTreeSet<String>> = shards.iter().map(|shard| part(&db, shard)).collect();
-        assert_eq!(again, parts);
-    }
+fn part(db: &TestDb, shard: &str) -> Tokens {
+    run(db, &["--dry-run", "--shard", shard]).1
 }
 
-fn tokens_left(db: &TestDb) -> BTreeSet<String> {
+fn tokens_left(db: &TestDb) -> Tokens {
     let found = db.tokens().distinct("access_token", doc! {}).run().expect("tokens");
     found.iter().filter_map(Bson::as_str).map(str::to_owned).collect()
 }
 
 #[test]
+fn the_parts_are_disjoint_complete_and_stable() {
+    let db = Mongod::shared().fresh_db();
+    add_used(&db, 60, 1.0);
+    // Belongs to no part by its `_id`, but must not be forgotten.
+    db.tokens().insert_one(doc! { "_id": "text" }).run().expect("odd one");
+    let all = tokens_left(&db);
+    for n in [1, 2, 3, 7] {
+        let shards: Vec<String> = (1..=n).map(|k| format!("{k}/{n}")).collect();
+        let parts: Vec<Tokens> = shards.iter().map(|shard| part(&db, shard)).collect();
+        assert_eq!(parts.iter().map(BTreeSet::len).sum::<usize>(), all.len(), "{n} parts are disjoint");
+        assert_eq!(parts.iter().flatten().cloned().collect::<Tokens>(), all, "{n} parts are complete");
+        assert!(parts.iter().all(|part| !part.is_empty()));
+        let api = Stub::always(Reply::valid());
+        let runs = shards.iter().map(|shard| Run::new(&db, &api).arg(format!("--shard={shard}")).go());
+        assert_eq!(runs.map(|outcome| outcome.stat("总计")).sum::<u64>(), 61, "the odd one is reported once");
+        // What a part is does not depend on when it was last used.
+        assert_eq!(shards.iter().map(|shard| part(&db, shard)).collect::<Vec<_>>(), parts);
+    }
+}
+
+#[test]
 fn a_part_refreshes_and_cleans_up_only_its_own() {
     let db = Mongod::shared().fresh_db();
-    add_used(&db, "recent", 30, 1.0);
-    let recent = part(&db, "1/1");
-    let expired: Vec<Seed> =
-        (0..30).map(|_| Seed::new(&unique_token("expired")).last_used_days_ago(40.0)).collect();
-    db.add_all(expired);
-    let all = part(&db, "1/1");
+    add_used(&db, 30, 1.0);
+    let recent = tokens_left(&db);
+    db.add_all((0..30).map(|_| Seed::new(&unique_token("expired")).last_used_days_ago(40.0)));
     for shard in ["1/2", "2/2"] {
         let own = part(&db, shard);
         let before = tokens_left(&db);
-        let api = Stub::always(Reply::valid());
-        let flags = ["--max-age-days=7", "--cleanup-days=30", "--max-delete=100%", "--shard", shard];
-        let json = Run::new(&db, &api).args(flags).arg("--json").go().expect(0).json();
-        let (refreshed, cleaned): (BTreeSet<String>, BTreeSet<String>) =
+        let flags =
+            ["--max-age-days=7", "--cleanup-days=30", "--max-delete=100%", "--json", "--shard", shard];
+        let (outcome, asked) = run(&db, &flags);
+        let (refreshed, cleaned): (Tokens, Tokens) =
             own.into_iter().partition(|token| recent.contains(token));
         assert!(!refreshed.is_empty() && !cleaned.is_empty());
-        assert_eq!(asked(&api), refreshed, "{shard}");
-        assert_eq!(&before - &tokens_left(&db), cleaned, "{shard}");
-        let counts = [refreshed.len() as u64, cleaned.len() as u64];
-        assert_eq!([&json["total"], &json["cleaned"]].map(serde_json::Value::as_u64), counts.map(Some));
+        assert_eq!((&asked, &before - &tokens_left(&db)), (&refreshed, cleaned.clone()), "{shard}");
+        let json = outcome.expect(0).json();
+        assert_eq!((&json["total"], &json["cleaned"]), (&refreshed.len().into(), &cleaned.len().into()));
     }
-    assert_eq!((tokens_left(&db), all.len()), (recent, 60));
+    assert_eq!(tokens_left(&db), recent);
     db.assert_none_lost();
 }
 
 #[test]
 fn a_part_counts_its_own_against_the_limit() {
     let db = Mongod::shared().fresh_db();
-    add_used(&db, "valid", 40, 40.0);
-    let own = part(&db, "1/2");
-    let (n, all) = (own.len(), tokens_left(&db));
+    add_used(&db, 40, 40.0);
+    let (own, all) = (part(&db, "1/2"), tokens_left(&db));
     let condemned = own.clone();
-    let api =
-        Stub::start(
-            move |request| {
-                if condemned.contains(request.token()) { Reply::invalid() } else { Reply::valid() }
-            },
-        );
+    let api = Stub::start(move |request| {
+        let is_invalid = condemned.contains(request.token());
+        if is_invalid { Reply::invalid() } else { Reply::valid() }
+    });
+    let run = |flags: &[&str]| Run::new(&db, &api).arg("--shard=1/2").args(flags).go();
     // All of the part is condemned: more than 60% of it, but less than 60% of the collection.
-    let verdicts = ["--max-delete=60%", "--shard=1/2"];
-    let outcome = Run::new(&db, &api).args(verdicts).go().expect(25);
-    assert_eq!((outcome.stat("保留"), tokens_left(&db)), (n as u64, all.clone()));
-    let cleanup = ["--max-age-days=7", "--cleanup-days=30"];
-    Run::new(&db, &api).args(cleanup).args(verdicts).go().expect(25);
+    let outcome = run(&["--max-delete=60%"]).expect(25);
+    assert_eq!(outcome.stat("保留"), own.len() as u64);
+    run(&["--max-delete=60%", "--max-age-days=7", "--cleanup-days=30"]).expect(25);
     assert_eq!(tokens_left(&db), all);
     // Enough for the part, not for the collection.
-    let enough = [format!("--max-delete={n}"), "--shard=1/2".to_owned()];
-    let outcome = Run::new(&db, &api).args(enough).go().expect(0);
-    assert_eq!((outcome.stat("删除"), tokens_left(&db)), (n as u64, &all - &own));
+    let outcome = run(&[&format!("--max-delete={}", own.len())]).expect(0);
+    assert_eq!((outcome.stat("删除"), tokens_left(&db)), (own.len() as u64, &all - &own));
 }

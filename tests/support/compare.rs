@@ -4,6 +4,7 @@ use super::wall_clock;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
 use mongodb::bson::{DateTime, RawDocumentBuf};
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 /// The `n`-th of a row of ids that read well.
@@ -20,23 +21,13 @@ pub fn date(text: &str) -> DateTime {
 pub fn timeless(text: &str) -> String {
     const LENGTH: usize = "2026-02-12 18:50:05".len();
     let now = wall_clock().timestamp_millis();
-    let is_now = |text: &str| {
+    let is_now = |text: &&str| {
         let date = DateTime::parse_rfc3339_str(text.replacen(' ', "T", 1) + "Z");
         date.is_ok_and(|date| (-1_000..60_000).contains(&(now - date.timestamp_millis())))
     };
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(next) = rest.chars().next() {
-        let taken = if rest.get(..LENGTH).is_some_and(is_now) {
-            out.push_str("NOW");
-            LENGTH
-        } else {
-            out.push(next);
-            next.len_utf8()
-        };
-        rest = &rest[taken..];
-    }
-    out
+    let parts = text.match_indices("20").filter_map(|(start, _)| text.get(start..start + LENGTH));
+    let times: BTreeSet<&str> = parts.filter(is_now).collect();
+    times.into_iter().fold(text.to_owned(), |text, time| text.replace(time, "NOW"))
 }
 
 /// Compares texts of many lines; shows the first line that differs, and all of the actual text.
@@ -47,31 +38,31 @@ pub fn assert_text(actual: &str, expected: &str) {
     assert!(actual == expected, "\nexpected: {line}\nbut it is: {is}\n\n{actual}");
 }
 
-/// The document was refreshed: both dates are one instant, which is given back, and nothing else
-/// has changed, neither value nor type nor order.
+/// The document was refreshed just now, and nothing else has changed, neither value nor type nor
+/// order. Both dates are one instant; where two runs wrote, the later one stands in `last_used`.
 #[track_caller]
-pub fn assert_refreshed(before: &RawDocumentBuf, after: &RawDocumentBuf) -> DateTime {
+pub fn assert_refreshed(before: &RawDocumentBuf, after: &RawDocumentBuf) {
     assert_eq!(undated(before), undated(after));
-    let used = after.get_datetime("last_used").expect("last_used is a date");
-    assert_eq!(after.get_datetime("updated_at").expect("updated_at is a date"), used);
-    used
+    let [used, updated] = ["last_used", "updated_at"].map(|name| after.get_datetime(name).expect("a date"));
+    let age = wall_clock().timestamp_millis() - updated.timestamp_millis();
+    assert!((0..120_000).contains(&age) && used >= updated, "{age} ms: {after:?}");
 }
 
-fn undated(document: &RawDocumentBuf) -> Vec<(String, RawBsonRef<'_>)> {
+fn undated(document: &RawDocumentBuf) -> Vec<(&str, RawBsonRef<'_>)> {
     let fields = document.iter().map(|field| field.expect("a field"));
-    let fields = fields.map(|(name, value)| (name.as_str().to_owned(), value));
-    fields.filter(|(name, _)| name != "last_used" && name != "updated_at").collect()
+    let fields = fields.map(|(name, value)| (name.as_str(), value));
+    fields.filter(|(name, _)| *name != "last_used" && *name != "updated_at").collect()
 }
 
 /// Holds the document as it was, byte for byte, and nothing but what a restore needs.
 #[track_caller]
-pub fn assert_bin_entry(entry: &RawDocumentBuf, document: &RawDocumentBuf, reason: &str) {
+pub fn assert_bin_entry(entry: &RawDocumentBuf, document: &RawDocumentBuf) {
     let names: Vec<&str> = entry.iter().map(|field| field.expect("a field").0.as_str()).collect();
     assert_eq!(names, ["_id", "token", "reason", "deleted_at"]);
     entry.get_object_id("_id").expect("an ObjectId");
     assert_eq!(entry.get_document("token").expect("a document").as_bytes(), document.as_bytes());
-    assert_eq!(entry.get_str("reason").expect("a text"), reason);
+    assert!(!entry.get_str("reason").expect("a text").is_empty());
     let deleted_at = entry.get_datetime("deleted_at").expect("a date").to_system_time();
     let age = SystemTime::now().duration_since(deleted_at);
-    assert!(age.expect("the past, in UTC") < Duration::from_secs(60));
+    assert!(age.expect("the past, in UTC") < Duration::from_secs(120));
 }

@@ -20,22 +20,24 @@ pub mod wire;
 
 pub use mongod::{Mongod, ReplicaSet};
 pub use proxy::Proxy;
-pub use run::{Live, Outcome, Run, Signal, binary};
-pub use seed::{Seed, Snapshot, TestDb, unique_token, wall_clock, wall_clock_days_ago};
+pub use run::{Live, Outcome, Run, Signal};
+pub use seed::{Seed, Snapshot, TestDb, unique_token, valid_tokens, wall_clock, wall_clock_days_ago};
 pub use stub::{Reply, Request, Stub};
 pub use tls::Certificate;
 pub use totals::{Total, count};
 pub use wire::{Act, Wire};
 
-use std::net::TcpListener;
+use socket2::{Domain, Socket, Type};
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
+use std::{env, fs, process, thread};
 
 /// Name of the variable by which the janitor knows the children of this process.
 pub const MARK: &str = "TEST_SUPPORT_OWNER";
@@ -43,18 +45,13 @@ pub const MARK: &str = "TEST_SUPPORT_OWNER";
 /// How long to wait for something that must happen before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A command that is killed when this process ends; its own children too, as long as they
-/// inherit its environment. Not in the terminal's foreground group: Ctrl-C reaches this process
-/// only.
-pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new(program);
-    mark(&mut command);
-    command
-}
-
-fn mark(command: &mut Command) {
+/// A command that is killed when this process ends; its own children too, as long as they inherit
+/// its environment. Ctrl-C in a terminal does not reach it.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
     scratch_root();
+    let mut command = Command::new(program);
     command.env(MARK, owner()).process_group(0);
+    command
 }
 
 /// A new, empty folder that goes away with this process.
@@ -74,31 +71,8 @@ fn owner() -> &'static str {
 }
 
 fn scratch_root() -> &'static Path {
-    // The janitor's pipe stays open as long as this process lives.
-    static ROOT: OnceLock<(PathBuf, Child)> = OnceLock::new();
-    let (root, _) = ROOT.get_or_init(|| {
-        let root = target_tmp().join(owner());
-        fs::create_dir_all(&root).expect("scratch folder under target");
-        let janitor = start_janitor(&root);
-        (root, janitor)
-    });
-    root
-}
-
-/// `target/tmp`: cargo names it for tests and benchmarks; an example finds it from its own place.
-fn target_tmp() -> PathBuf {
-    option_env!("CARGO_TARGET_TMPDIR").map_or_else(
-        || {
-            let exe = env::current_exe().expect("own path");
-            exe.ancestors().nth(3).expect("target/debug/examples/…").join("tmp")
-        },
-        PathBuf::from,
-    )
-}
-
-fn start_janitor(root: &Path) -> Child {
-    // Its standard input ends when the last process that holds the other end, this one, does.
-    // `grep` because children and grandchildren alike carry the mark, and nobody else does.
+    // The janitor's standard input ends when this process does. `grep`, because children and
+    // grandchildren alike carry the mark, and nobody else does.
     const JANITOR: &str = r#"
         cat >/dev/null
         while :; do
@@ -108,15 +82,26 @@ fn start_janitor(root: &Path) -> Child {
             sleep 0.05
         done
         rm -rf "$2""#;
-    Command::new("sh")
-        .args(["-c", JANITOR, "janitor", &format!("{MARK}={}", owner())])
-        .arg(root)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .expect("sh")
+    static ROOT: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    let (root, _) = ROOT.get_or_init(|| {
+        let root = built().with_file_name("tmp").join(owner());
+        fs::create_dir_all(&root).expect("scratch folder under target");
+        let mut janitor = Command::new("sh");
+        janitor.args(["-c", JANITOR, "janitor", &format!("{MARK}={}", owner())]).arg(&root);
+        janitor.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        (root, janitor.spawn().expect("sh"))
+    });
+    root
+}
+
+/// `target/debug` or its like: tests, benchmarks and examples lie one folder below.
+fn built() -> PathBuf {
+    let exe = env::current_exe().expect("own path");
+    exe.ancestors().nth(2).expect("target/debug/deps/…").to_owned()
+}
+
+pub fn binary() -> PathBuf {
+    built().join("refresh_baoming_tokens")
 }
 
 /// A loopback port that nobody listens on. From below the range that the kernel hands out by
@@ -131,9 +116,40 @@ pub fn free_port() -> u16 {
         .expect("a free port")
 }
 
-/// Where a connection is refused.
+/// An address that takes no connection and refuses none: its queue is full.
+pub fn unresponsive() -> (Vec<Socket>, String) {
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    let listener = socket();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    listener.listen(0).expect("a queue");
+    let address = listener.local_addr().expect("address");
+    let mut sockets = vec![listener];
+    for _ in 0..4 {
+        let client = socket();
+        client.set_nonblocking(true).expect("no waiting");
+        // Those that the queue does not hold wait, as the program will.
+        let _ = client.connect(&address);
+        sockets.push(client);
+    }
+    (sockets, address.as_socket().expect("an address").to_string())
+}
+
 pub fn dead() -> String {
     format!("127.0.0.1:{}", free_port())
+}
+
+/// Serves each connection to a free port in a thread of its own; they end with this process.
+pub fn serve(each: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("address");
+    let each = Arc::new(each);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let each = Arc::clone(&each);
+            thread::spawn(move || each(client));
+        }
+    });
+    address
 }
 
 /// A file with this content and mode in a folder of its own.
@@ -141,6 +157,13 @@ pub fn file(name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
     let path = scratch_dir().join(name);
     fs::write(&path, content).expect("file");
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("mode");
+    path
+}
+
+/// A pipe with a name, which nobody reads or writes yet.
+pub fn fifo() -> PathBuf {
+    let path = scratch_dir().join("fifo");
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(&path).status().expect("mkfifo").success());
     path
 }
 
@@ -183,6 +206,6 @@ pub fn await_true(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
 }

@@ -30,6 +30,7 @@ pub struct Mongod {
     child: Mutex<Option<Child>>,
 }
 
+/// What a server is started with beside its port and folder.
 #[derive(Clone, Copy, Default)]
 struct Options {
     auth: bool,
@@ -54,12 +55,8 @@ impl Mongod {
         server
     }
 
-    /// A server that takes TLS connections only, with a [`Certificate::Good`] one.
-    pub fn start_with_tls() -> Self {
-        Self::start_with_certificate(Certificate::Good, false)
-    }
-
-    /// The same with any certificate that a `mongod` takes (no expired one).
+    /// A server that takes TLS connections only, with any certificate that a `mongod` takes (no
+    /// expired one).
     pub fn start_with_certificate(certificate: Certificate, mutual_tls: bool) -> Self {
         Self::launch(Options { tls: Some(certificate), mutual_tls, ..Options::default() })
     }
@@ -77,58 +74,40 @@ impl Mongod {
 
     fn launch(options: Options) -> Self {
         // Another process may take the port first: then this mongod ends, and the next port is tried.
-        for _ in 0..5 {
-            let server = Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() };
-            if server.run() {
-                return server;
-            }
-        }
-        panic!("mongod does not start");
+        let servers =
+            (0..5).map(|_| Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() });
+        servers.into_iter().find(Self::run).expect("a mongod that starts")
     }
 
     /// Starts the process and waits until it takes connections; false when it ended instead.
     fn run(&self) -> bool {
-        let log = self.log();
         let data = self.dir.join("data");
         fs::create_dir_all(&data).expect("data folder");
         let mut mongod = command(program());
-        mongod
-            .arg("--dbpath")
-            .arg(&data)
-            .args(["--bind_ip", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"])
-            .args(["--setParameter", "diagnosticDataCollectionEnabled=false"]);
+        mongod.arg("--dbpath").arg(&data).args(["--bind_ip", "127.0.0.1", "--port", &self.port.to_string()]);
+        mongod.args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]);
+        mongod.args(["--setParameter", "diagnosticDataCollectionEnabled=false"]);
         if self.options.auth {
             mongod.arg("--auth");
         }
         if let Some(certificate) = self.options.tls {
+            mongod.args(["--tlsMode", "requireTLS", "--tlsCertificateKeyFile"]);
+            mongod.arg(tls::pem_file(certificate)).arg("--tlsCAFile").arg(tls::ca_file());
             if !self.options.mutual_tls {
                 mongod.arg("--tlsAllowConnectionsWithoutCertificates");
-            }
-            mongod
-                .args(["--tlsMode", "requireTLS"])
-                .arg("--tlsCertificateKeyFile")
-                .arg(self.dir.join("server.pem"))
-                .arg("--tlsCAFile")
-                .arg(tls::ca_file());
-            if !self.dir.join("server.pem").exists() {
-                fs::rename(tls::pem_file(certificate), self.dir.join("server.pem")).expect("certificate");
             }
         }
         if self.options.replica_set {
             // Test commands: failpoints.
             mongod.args(["--replSet", "rs0", "--setParameter", "enableTestCommands=1"]);
         }
-        let mut child = mongod
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(&log).expect("log of mongod"))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("mongod");
+        mongod.stdin(Stdio::null()).stderr(Stdio::null());
+        mongod.stdout(fs::File::create(self.log()).expect("log of mongod"));
+        let mut child = mongod.spawn().expect("mongod");
         let mut up = false;
         await_true("a mongod that takes connections", || {
             // Its own log rather than the port, which might be another server's.
-            up = fs::read_to_string(&log).is_ok_and(|log| log.contains("Waiting for connections"));
+            up = fs::read_to_string(self.log()).is_ok_and(|log| log.contains("Waiting for connections"));
             up || child.try_wait().expect("state of mongod").is_some()
         });
         if up {
@@ -143,35 +122,23 @@ impl Mongod {
 
     /// Connection string, with the administrator's password where there is one.
     pub fn uri(&self) -> String {
-        if self.options.auth {
-            return self.uri_for(ADMIN, PASSWORD);
-        }
-        let tls = if self.options.tls.is_some() {
-            format!("?tls=true&tlsCAFile={}", tls::ca_file().display())
-        } else {
-            String::new()
-        };
-        format!("mongodb://{}/{tls}", self.host())
+        if self.options.auth { self.uri_for(ADMIN, PASSWORD) } else { format!("mongodb://{}/", self.host()) }
     }
 
-    /// Connection string of another user.
     pub fn uri_for(&self, user: &str, password: &str) -> String {
         let password: String = form_urlencoded::byte_serialize(password.as_bytes()).collect();
         format!("mongodb://{user}:{password}@{}/?authSource=admin", self.host())
     }
 
-    /// A client of this very node, connected as [`Mongod::uri`] says.
     pub fn client(&self) -> Client {
         connect(&if self.options.replica_set { self.uri() + "?directConnection=true" } else { self.uri() })
     }
 
-    /// Runs a command on the `admin` database.
     pub fn admin(&self, command: Document) -> Document {
         let admin: Database = self.client().database("admin");
         admin.run_command(command).run().expect("command on admin")
     }
 
-    /// How many commands of these kinds it has had so far.
     pub fn commands(&self, kinds: &[&str]) -> i64 {
         let status = self.admin(doc! { "serverStatus": 1 });
         let counters = status.get_document("metrics").and_then(|metrics| metrics.get_document("commands"));
@@ -184,19 +151,15 @@ impl Mongod {
     /// Creates a user (password [`PASSWORD`]) who has exactly these privileges, each
     /// `(collection, actions)` in `db`; gives the connection string.
     pub fn add_user(&self, name: &str, db: &str, privileges: &[(&str, &[&str])]) -> String {
-        let privileges: Vec<Bson> = privileges
-            .iter()
-            .map(|&(collection, actions)| {
-                let resource = doc! { "db": db, "collection": collection };
-                doc! { "resource": resource, "actions": actions }.into()
-            })
-            .collect();
+        let privilege = |&(collection, actions): &(&str, &[&str])| {
+            Bson::from(doc! { "resource": { "db": db, "collection": collection }, "actions": actions })
+        };
+        let privileges: Vec<Bson> = privileges.iter().map(privilege).collect();
         self.admin(doc! { "createRole": name, "privileges": privileges, "roles": [] });
         self.admin(doc! { "createUser": name, "pwd": PASSWORD, "roles": [name] });
         self.uri_for(name, PASSWORD)
     }
 
-    /// A database of its own for one test.
     pub fn fresh_db(&self) -> TestDb {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -216,16 +179,24 @@ impl Mongod {
     }
 
     pub fn kill(&self) {
-        if let Some(mut child) = self.child().take() {
-            count(Total::Kills, 1);
-            end(&mut child);
+        count(Total::Kills, usize::from(self.end()));
+    }
+
+    /// Whether there was something to end.
+    fn end(&self) -> bool {
+        let child = self.child().take();
+        let was_running = child.is_some();
+        if let Some(mut child) = child {
+            child.kill().expect("SIGKILL");
+            child.wait().expect("end of mongod");
         }
+        was_running
     }
 
     /// Starts again, after [`Mongod::kill`] or instead of it, on the same port and data.
     pub fn restart(&self) {
         self.kill();
-        assert!(self.run(), "mongod does not start again: {}", self.tail());
+        assert!(self.run(), "mongod does not start again");
     }
 
     /// Stops the process without ending it (SIGSTOP): connections stay, nothing is answered.
@@ -247,30 +218,17 @@ impl Mongod {
         kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
     }
 
-    /// The server's own log file, one JSON object a line.
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
-    }
-
-    fn tail(&self) -> String {
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        log.lines().rev().take(3).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Drop for Mongod {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child().take() {
-            end(&mut child);
-        }
+        self.end();
         // What is left, if anything, goes with the scratch folder.
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-fn end(child: &mut Child) {
-    child.kill().expect("SIGKILL");
-    child.wait().expect("end of mongod");
 }
 
 /// The mongod that `scripts/mongod.sh` finds or fetches.
@@ -296,16 +254,10 @@ pub fn connect(uri: &str) -> Client {
 
 /// Nodes on loopback that elect a new primary within a second or two.
 pub struct ReplicaSet {
-    /// The members, in no particular role.
     pub nodes: Vec<Mongod>,
 }
 
 impl ReplicaSet {
-    /// Three nodes that bear data.
-    pub fn start() -> Self {
-        Self::start_of(3, false, 1000)
-    }
-
     /// Starts so many nodes, the last one maybe an arbiter, and waits until one is primary and the
     /// others follow it. A primary that is silent for `election_ms` is replaced: on a busy machine
     /// that is soon.
@@ -329,7 +281,6 @@ impl ReplicaSet {
         set
     }
 
-    /// Connection string with all members.
     pub fn uri(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(Mongod::host).collect();
         format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
@@ -339,12 +290,10 @@ impl ReplicaSet {
         connect(&self.uri())
     }
 
-    /// A database of its own for one test.
     pub fn fresh_db(&self, name: &str) -> TestDb {
         TestDb::new(&self.client(), &self.uri(), name)
     }
 
-    /// The member that is primary now.
     pub fn primary(&self) -> &Mongod {
         let mut found = None;
         await_true("a primary", || {

@@ -1,9 +1,9 @@
 //! An HTTP proxy that tunnels (CONNECT, which ureq uses for plain HTTP too) and keeps count.
 
-use super::Watched;
 use super::stub::read_line;
+use super::{Watched, serve};
 use std::io::{self, BufReader, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
@@ -14,28 +14,11 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Connects to whatever it is asked for.
-    pub fn start() -> Self {
-        Self::launch(None)
-    }
-
-    /// Connects to this address whatever it is asked for, so that any host name can be tested.
-    pub fn start_to(upstream: SocketAddr) -> Self {
-        Self::launch(Some(upstream))
-    }
-
-    fn launch(upstream: Option<SocketAddr>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = listener.local_addr().expect("address");
-        let targets = Arc::new(Watched::default());
+    /// Connects to this address, or to nothing, whatever it is asked for.
+    pub fn start(upstream: Option<SocketAddr>) -> Self {
+        let targets = Arc::<Watched<_>>::default();
         let seen = Arc::clone(&targets);
-        // The threads end with the test process; an idle proxy harms nobody until then.
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let seen = Arc::clone(&seen);
-                thread::spawn(move || tunnel(client, upstream, &seen));
-            }
-        });
+        let address = serve(move |client| drop(tunnel(client, upstream, &seen)));
         Self { address, targets }
     }
 
@@ -56,14 +39,7 @@ fn tunnel(client: TcpStream, upstream: Option<SocketAddr>, seen: &Watched<Vec<St
     let target = line.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
     seen.change(|seen| seen.push(target.unwrap_or(&line).to_owned()));
     let mut client = reader.into_inner();
-    let server = match (target, upstream) {
-        (None, _) => {
-            return client.write_all(b"HTTP/1.1 405 CONNECT only\r\nContent-Length: 0\r\n\r\n");
-        }
-        (_, Some(upstream)) => TcpStream::connect(upstream),
-        (Some(target), None) => TcpStream::connect(target),
-    };
-    let Ok(server) = server else {
+    let Some(Ok(server)) = target.and(upstream).map(TcpStream::connect) else {
         return client.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
     };
     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;

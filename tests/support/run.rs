@@ -1,9 +1,9 @@
 //! Runs of the real binary in a clean environment. Every finished run is searched for secrets.
 
 use super::seed::TestDb;
-use super::{PATIENCE, Stub, Total, Watched, command, count};
+use super::{MARK, PATIENCE, Stub, Total, Watched, binary, command, count};
 use rustix::process::{Pid, kill_process, kill_process_group};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -11,20 +11,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{fs, thread};
 
 pub use rustix::process::Signal;
-
-/// The program under test: as cargo built it for tests and benchmarks; beside the example.
-pub fn binary() -> PathBuf {
-    option_env!("CARGO_BIN_EXE_refresh_baoming_tokens").map_or_else(
-        || {
-            let exe = env::current_exe().expect("own path");
-            exe.ancestors().nth(2).expect("target/debug/examples/…").join("refresh_baoming_tokens")
-        },
-        PathBuf::from,
-    )
-}
 
 /// A run to be: the program, its arguments and its whole environment.
 pub struct Run {
@@ -44,18 +33,13 @@ impl Run {
         run.env("BAOMING_API_BASE", api.base()).env("TZ", "Asia/Shanghai")
     }
 
-    /// No arguments, no environment at all.
+    /// No arguments, and no environment but what makes other programs say more than they should.
     pub fn bare() -> Self {
-        Self {
-            program: binary(),
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            secrets: Vec::new(),
-            limit: PATIENCE,
-        }
+        let (args, env, secrets) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let run = Self { program: binary(), args, env, secrets, limit: PATIENCE };
+        run.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1")
     }
 
-    /// Another program with the same environment: a script, or another build.
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = program.into();
         self
@@ -102,11 +86,10 @@ impl Run {
     /// The bare command, for what this type does not offer (other files as standard output, say).
     /// Its output is then not searched for secrets.
     pub fn command(&self) -> Command {
-        let mut marked = command(&self.program);
-        let mark: Vec<_> =
-            marked.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
-        marked.env_clear().envs(mark).envs(&self.env).args(&self.args).stdin(Stdio::null());
-        marked
+        let mut command = command(&self.program);
+        let mark = command.get_envs().find_map(|(_, mark)| mark).expect("a mark").to_owned();
+        command.env_clear().env(MARK, mark).envs(&self.env).args(&self.args).stdin(Stdio::null());
+        command
     }
 
     pub fn go(self) -> Outcome {
@@ -124,39 +107,29 @@ impl Run {
         Live { child, output, started: Instant::now(), run: self }
     }
 
-    /// The secrets that show in an output, or in a file that the program was told to write.
+    /// The secrets that show in an output, or in a file that the program was told to write: those
+    /// of the database, and the connection string with its password; as they are and percent-encoded.
     pub fn leaked(&self, outcome: &Outcome) -> Vec<String> {
-        let files =
-            self.args.windows(2).filter(|pair| pair[0] == "--log-file" || pair[0] == "--metrics-file");
-        // A pipe would be waited for.
-        let files = files.filter(|pair| fs::metadata(&pair[1]).is_ok_and(|file| file.is_file()));
-        let files = files.map(|pair| fs::read(&pair[1]).unwrap_or_default());
         let mut shown = outcome.log();
-        shown.extend(files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
-        let mut secrets = self.all_secrets();
-        secrets.retain(|secret| shown.contains(secret));
-        secrets
-    }
-
-    /// The database's secrets, and the connection string with its password; as they are and
-    /// percent-encoded.
-    fn all_secrets(&self) -> Vec<String> {
+        for pair in self.args.windows(2) {
+            // A pipe would be waited for.
+            let is_file = || fs::metadata(&pair[1]).is_ok_and(|file| file.is_file());
+            if (pair[0] == "--log-file" || pair[0] == "--metrics-file") && is_file() {
+                shown += &String::from_utf8_lossy(&fs::read(&pair[1]).unwrap_or_default());
+            }
+        }
         let mut secrets = self.secrets.clone();
         if let Some(uri) = self.env.get("MONGODB_URI").and_then(|uri| uri.to_str()) {
             secrets.push(uri.to_owned());
             let credentials = uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
-            if let Some((_, password)) = credentials.and_then(|(user, _)| user.split_once(':')) {
-                secrets.push(password.to_owned());
-            }
+            secrets
+                .extend(credentials.and_then(|(user, _)| user.split_once(':')).map(|(_, it)| it.to_owned()));
         }
         let encode = |secret: &String| form_urlencoded::byte_serialize(secret.as_bytes()).collect();
         let encoded: Vec<String> = secrets.iter().map(encode).collect();
-        secrets.extend(encoded);
-        secrets.sort();
-        secrets.dedup();
+        let all: BTreeSet<String> = secrets.into_iter().chain(encoded).collect();
         // What is no longer than a masked token hides nothing.
-        secrets.retain(|secret| secret.chars().count() > 4);
-        secrets
+        all.into_iter().filter(|secret| secret.chars().count() > 4 && shown.contains(secret)).collect()
     }
 }
 
@@ -195,7 +168,6 @@ impl Live {
         kill_process(self.pid(), signal).expect("a live process");
     }
 
-    /// SIGKILL, to its children too, and waits for the end.
     pub fn kill(self) -> Outcome {
         count(Total::Kills, 1);
         self.kill_all();
@@ -208,26 +180,14 @@ impl Live {
     }
 
     pub fn await_line(&self, text: &str) -> String {
-        self.await_lines(text, 1).remove(0)
-    }
-
-    /// Waits until `n` lines with this text are there; gives them.
-    pub fn await_lines(&self, text: &str, n: usize) -> Vec<String> {
         let found = self.output.wait(self.run.limit, |output| {
-            let lines = output.bytes.iter().flat_map(|bytes| bytes.split_inclusive(|&byte| byte == b'\n'));
-            let whole = lines
-                .filter_map(|line| Some(String::from_utf8_lossy(line.strip_suffix(b"\n")?).into_owned()));
-            let found: Vec<String> = whole.filter(|line| line.contains(text)).take(n).collect();
-            let over = output.ended == [true, true];
-            (found.len() == n || over).then_some(found)
+            let texts = output.texts();
+            let mut whole =
+                texts.iter().flat_map(|text| text.split_inclusive('\n')).filter(|it| it.ends_with('\n'));
+            let found = whole.find(|line| line.contains(text)).map(str::to_owned);
+            (found.is_some() || output.ended == [true, true]).then_some(found)
         });
-        let found = found.unwrap_or_default();
-        assert!(found.len() == n, "no {n} lines with {text:?} in {:?}", self.output.lock().texts());
-        found
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("state of the run").is_none()
+        found.flatten().unwrap_or_else(|| panic!("no line with {text:?} in {:?}", self.output.lock().texts()))
     }
 
     /// Waits for its end; kills it, and fails the test, when the time is over.
@@ -265,10 +225,8 @@ impl Output {
     }
 }
 
-/// How a run ended.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
     pub stdout: String,

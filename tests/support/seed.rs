@@ -1,25 +1,24 @@
 //! Cards and tokens in the shapes that the desktop application stores, and what became of them.
 
-use super::{Total, count};
+use super::{Mongod, Reply, Stub, Total, count};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::sync::{Client, Collection, Database};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
-use std::{iter, thread};
 
-/// The hours that `TZ=Asia/Shanghai`, the default of [`super::Run`], is ahead of UTC.
-const SHANGHAI_HOURS: u64 = 8;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Now as the application stores it: Shanghai's wall clock as if it were UTC.
 pub fn wall_clock() -> DateTime {
     wall_clock_days_ago(0.0)
 }
+
 pub fn wall_clock_days_ago(days: f64) -> DateTime {
-    let now = SystemTime::now() + Duration::from_secs(SHANGHAI_HOURS * 60 * 60);
+    let now = SystemTime::now() + DAY / 3; // eight hours ahead of UTC
     DateTime::from_system_time(now - DAY.mul_f64(days))
 }
 
@@ -59,7 +58,6 @@ impl Seed {
         self.set("card", doc! { "$ref": "cards", "$id": card })
     }
 
-    /// Last used, and updated, this many days ago.
     pub fn last_used_days_ago(self, days: f64) -> Self {
         let then = wall_clock_days_ago(days);
         self.set("updated_at", then).set("last_used", then)
@@ -77,10 +75,16 @@ impl Seed {
     }
 }
 
+/// `n` tokens on the shared server, and an API that calls every token valid.
+pub fn valid_tokens(n: u32) -> (TestDb, Stub) {
+    let db = Mongod::shared().fresh_db();
+    db.add_tokens("valid", n);
+    (db, Stub::always(Reply::valid()))
+}
+
 /// A database of one test. Dropped with it.
 pub struct TestDb {
     pub name: String,
-    /// Connection string of the server, without a database.
     pub uri: String,
     pub db: Database,
     secrets: Mutex<BTreeSet<String>>,
@@ -117,13 +121,11 @@ impl TestDb {
         id
     }
 
-    /// Adds a card with this `_id`.
     pub fn add_card_as(&self, id: ObjectId, name: &str) {
         let card = doc! { "_id": id, "name": name, "configs": [{ "keyword": "姓名", "value": name }] };
         self.cards().insert_one(card).run().expect("card");
     }
 
-    /// Adds a token document as it is; gives its `_id`.
     pub fn add(&self, seed: Seed) -> ObjectId {
         self.add_all([seed])[0]
     }
@@ -142,23 +144,38 @@ impl TestDb {
 
     /// Adds a well-formed token with a card of its own, called as the token's label.
     pub fn add_token(&self, label: &str) -> ObjectId {
-        let card = self.add_card(label);
-        self.add(Seed::new(&unique_token(label)).card(card))
+        self.add_labelled(&[label])[0]
     }
 
-    /// Adds tokens of one card, last used so many days ago; gives their `_id`s.
-    pub fn add_used(&self, label: &str, n: u32, days: f64) -> Vec<ObjectId> {
-        let card = self.add_card(label);
-        self.add_all((0..n).map(|_| Seed::new(&unique_token(label)).card(card).last_used_days_ago(days)))
+    /// Adds tokens with a card each, in the order of a run.
+    pub fn add_labelled(&self, labels: &[&str]) -> Vec<ObjectId> {
+        self.add_in_order(labels.iter().map(|label| (*label, self.add_card(label))))
     }
 
-    /// Adds `n` tokens of one card, each used a second after the one before: that is their order in a run.
+    /// Adds `n` tokens of one card, in the order of a run.
     pub fn add_tokens(&self, label: &str, n: u32) -> Vec<ObjectId> {
-        let (first, card) = (wall_clock_days_ago(1.0), self.add_card(label));
-        self.add_all((0..n).map(|i| {
-            let used = DateTime::from_millis(first.timestamp_millis() + i64::from(i) * 1000);
+        let card = self.add_card(label);
+        self.add_in_order((0..n).map(|_| (label, card)))
+    }
+
+    fn add_in_order<'a>(&self, tokens: impl Iterator<Item = (&'a str, ObjectId)>) -> Vec<ObjectId> {
+        let first = wall_clock_days_ago(1.0).timestamp_millis();
+        self.add_all(tokens.zip(0..).map(|((label, card), i)| {
+            let used = DateTime::from_millis(first + i * 1000);
             Seed::new(&unique_token(label)).card(card).set("updated_at", used).set("last_used", used)
         }))
+    }
+
+    /// Adds a token with a card of its own, last used so many days ago.
+    pub fn add_used(&self, label: &str, days: f64) -> ObjectId {
+        self.add(Seed::new(&unique_token(label)).card(self.add_card(label)).last_used_days_ago(days))
+    }
+
+    /// Adds an entry to the recycle bin as if it had been deleted so long ago.
+    pub fn add_to_bin(&self, token: impl Into<Bson>, reason: &str, hours: f64) {
+        let deleted_at = DateTime::from_system_time(SystemTime::now() - DAY.mul_f64(hours / 24.0));
+        let entry = doc! { "token": token, "reason": reason, "deleted_at": deleted_at };
+        self.bin().insert_one(entry).run().expect("bin entry");
     }
 
     /// Somebody else will delete this token: it is not lost when it is gone.
@@ -166,7 +183,6 @@ impl TestDb {
         self.seeded.lock().expect("seeded").retain(|token| token.get_object_id("_id").expect("_id") != id);
     }
 
-    /// A token document as it is now.
     pub fn token(&self, id: ObjectId) -> Option<Document> {
         self.tokens().find_one(doc! { "_id": id }).run().expect("token")
     }
@@ -177,11 +193,9 @@ impl TestDb {
     }
 
     pub(super) fn secrets(&self) -> Vec<String> {
-        let secrets = self.secrets.lock().expect("secrets");
-        secrets.iter().cloned().chain(iter::once(self.uri.clone())).collect()
+        self.secrets.lock().expect("secrets").iter().chain([&self.uri]).cloned().collect()
     }
 
-    /// All documents of the three collections, byte for byte.
     pub fn snapshot(&self) -> Snapshot {
         let all = |collection| {
             let collection = self.db.collection::<RawDocumentBuf>(collection);
@@ -195,10 +209,8 @@ impl TestDb {
     /// and all other fields but the two dates of a refresh, nor whole in the bin.
     pub fn lost(&self) -> Vec<Document> {
         let undated = |document: &Document| {
-            let mut document = document.clone();
-            document.remove("last_used");
-            document.remove("updated_at");
-            document.to_vec().expect("BSON")
+            let undated = Seed(document.clone()).without("last_used").without("updated_at");
+            undated.0.to_vec().expect("BSON")
         };
         let all = |collection: Collection<Document>| {
             let found = collection.find(doc! {}).run().expect("documents");
@@ -211,7 +223,6 @@ impl TestDb {
         lost
     }
 
-    /// Panics when a token is [`TestDb::lost`].
     pub fn assert_none_lost(&self) {
         let lost = self.lost();
         count(Total::AtRisk, self.seeded.lock().expect("seeded").len());

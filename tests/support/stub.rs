@@ -4,6 +4,7 @@
 use super::tls::{self, Certificate};
 use super::{PATIENCE, Total, Watched, count};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::json;
 use socket2::SockRef;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,34 +14,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// A request as it came in.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The request line, raw: `GET /xcx/… HTTP/1.1`.
     pub line: String,
-    /// The path without the query.
     pub path: String,
-    /// Query parameters, decoded, in their order.
     pub query: Vec<(String, String)>,
-    /// Headers in their order, names as they were written.
     pub headers: Vec<(String, String)>,
-    /// Body, as long as `Content-Length` says.
     pub body: Vec<u8>,
     /// Which request of this access token this is, from 1.
     pub nth: usize,
     /// Which request of all this is, from 1.
     pub number: usize,
-    /// Which connection it came on, from 1.
     pub connection: usize,
     pub at: Instant,
 }
 
 impl Request {
-    pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
-    /// A header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
@@ -48,7 +38,7 @@ impl Request {
 
     /// The access token that is asked about; empty when there is none.
     pub fn token(&self) -> &str {
-        self.param("access_token").unwrap_or_default()
+        self.query.iter().find(|(key, _)| key == "access_token").map_or("", |(_, value)| value)
     }
 }
 
@@ -59,11 +49,6 @@ enum Step {
     Drip(Vec<u8>, Duration),
     Endless(Vec<u8>),
     Stall,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum End {
-    KeepAlive,
     Close,
     Reset,
 }
@@ -72,12 +57,10 @@ enum End {
 #[derive(Clone, Debug)]
 pub struct Reply {
     steps: Vec<Step>,
-    end: End,
     proper: bool,
 }
 
 impl Reply {
-    /// What the real API says of a good token.
     pub fn valid() -> Self {
         Self::json(200, r#"{"sta":0,"msg":"","data":{"info_id":"698add7c7068f814935d6804","title":"报名"}}"#)
     }
@@ -90,19 +73,22 @@ impl Reply {
         Self::json(200, r#"{"msg":"invalid access_token","sta":-500}"#)
     }
 
-    /// What it says when it cannot say.
-    pub fn busy() -> Self {
-        Self::json(200, r#"{"sta":-1,"msg":"系统繁忙，请稍后再试","data":null}"#)
+    pub fn refusal(message: &str) -> Self {
+        Self::json(200, json!({ "sta": -1, "msg": message, "data": null }).to_string())
     }
 
-    /// What the label of a token asks for, wherever between its hyphens that is:
-    /// `never_enrolled`, `invalid`, `busy`, `slow` (a second), `error` (503), `down` (closes
-    /// without an answer); valid without any of these.
+    /// What it says when it cannot say.
+    pub fn busy() -> Self {
+        Self::refusal("系统繁忙，请稍后再试")
+    }
+
+    /// What the label of a token asks for, wherever between its hyphens that is; valid without any.
     pub fn by_label(token: &str) -> Self {
         let of = |label: &str| {
             Some(match label {
                 "never_enrolled" => Self::never_enrolled(),
                 "invalid" => Self::invalid(),
+                "unclear" => Self::refusal("data not found"),
                 "busy" => Self::busy(),
                 "slow" => Self::valid().after(Duration::from_secs(1)),
                 "error" => Self::http(503, &[], "down for maintenance"),
@@ -113,7 +99,7 @@ impl Reply {
         token.split('-').find_map(of).unwrap_or_else(Self::valid)
     }
 
-    pub fn json(status: u16, body: &str) -> Self {
+    pub fn json(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self::http(status, &[("Content-Type", "application/json; charset=utf-8")], body)
     }
 
@@ -135,7 +121,7 @@ impl Reply {
 
     /// These bytes as they are, HTTP or not; the connection is kept.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self::fault(vec![Step::Send(bytes.into())], End::KeepAlive)
+        Self::fault(vec![Step::Send(bytes.into())])
     }
 
     /// Status 200 and this body in `Transfer-Encoding: chunked`, one chunk for each part.
@@ -150,30 +136,24 @@ impl Reply {
     pub fn endless() -> Self {
         let head = b"HTTP/1.1 200 Stub\r\nTransfer-Encoding: chunked\r\n\r\n";
         let chunk = format!("{:x}\r\n{}\r\n", 8192, " ".repeat(8192));
-        Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())], End::Close)
+        Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())])
     }
 
     /// Takes the request and never answers, until the client goes away.
     pub fn stall() -> Self {
-        Self::fault(vec![Step::Stall], End::Close)
+        Self::fault(vec![Step::Stall, Step::Close])
     }
 
-    /// Closes the connection without an answer.
     pub fn close() -> Self {
-        Self::fault(vec![], End::Close)
+        Self::fault(vec![Step::Close])
     }
 
-    /// Resets the connection (RST) without an answer.
     pub fn reset() -> Self {
-        Self::fault(vec![], End::Reset)
+        Self::fault(vec![Step::Reset])
     }
 
     pub fn garbage() -> Self {
         Self::raw(b"\x00\x16\x03\x01 this is not HTTP\xff\xfe\r\n\r\n".to_vec()).then_close()
-    }
-
-    pub fn huge_header(bytes: usize) -> Self {
-        Self { proper: false, ..Self::valid() }.header("X-Huge", &"h".repeat(bytes))
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -184,20 +164,18 @@ impl Reply {
         self
     }
 
-    /// Waits before it answers: latency.
     pub fn after(mut self, pause: Duration) -> Self {
         self.steps.insert(0, Step::Wait(pause));
         self
     }
 
     /// Sends byte by byte, with this pause between them.
-    pub fn dripping(mut self, pause: Duration) -> Self {
-        for step in &mut self.steps {
-            if let Step::Send(bytes) = step {
-                *step = Step::Drip(std::mem::take(bytes), pause);
-            }
-        }
-        Self { proper: false, ..self }
+    pub fn dripping(self, pause: Duration) -> Self {
+        let drip = |step| match step {
+            Step::Send(bytes) => Step::Drip(bytes, pause),
+            other => other,
+        };
+        Self::fault(self.steps.into_iter().map(drip).collect())
     }
 
     /// Leaves the last `n` bytes out, and then closes the connection.
@@ -211,26 +189,17 @@ impl Reply {
     /// Then this one, too, although nobody asks for it.
     pub fn and(mut self, other: Self) -> Self {
         self.steps.extend(other.steps);
-        Self { proper: false, end: other.end, ..self }
-    }
-
-    /// Says `Connection: close`, and closes after the answer.
-    pub fn closing(self) -> Self {
-        self.header("Connection", "close").then_close()
+        Self { proper: false, ..self }
     }
 
     /// Closes after the answer without having said so.
-    pub fn then_close(self) -> Self {
-        Self { end: End::Close, ..self }
+    pub fn then_close(mut self) -> Self {
+        self.steps.push(Step::Close);
+        self
     }
 
-    /// Resets the connection after the answer.
-    pub fn then_reset(self) -> Self {
-        Self { end: End::Reset, ..self }
-    }
-
-    fn fault(steps: Vec<Step>, end: End) -> Self {
-        Self { steps, end, proper: false }
+    fn fault(steps: Vec<Step>) -> Self {
+        Self { steps, proper: false }
     }
 }
 
@@ -242,8 +211,10 @@ pub struct Stub {
     accepting: Option<JoinHandle<()>>,
 }
 
+type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
+
 struct Shared {
-    handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>,
+    handler: Handler,
     tls: Option<Arc<ServerConfig>>,
     log: Watched<Log>,
     stopping: AtomicBool,
@@ -258,8 +229,7 @@ struct Log {
 }
 
 impl Stub {
-    /// Plain HTTP; the closure may do anything before it returns its reply, in particular change
-    /// the database, or block.
+    /// The closure may do anything before it returns its reply: change the database, or block.
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::launch(None, Box::new(handler))
     }
@@ -268,7 +238,6 @@ impl Stub {
         Self::start(move |_| reply.clone())
     }
 
-    /// [`Reply::by_label`] to every request.
     pub fn by_label() -> Self {
         Self::start(|request| Reply::by_label(request.token()))
     }
@@ -280,18 +249,17 @@ impl Stub {
         Self::launch(Some(tls::server_config(certificate)), Box::new(handler))
     }
 
-    fn launch(tls: Option<Arc<ServerConfig>>, handler: Box<dyn Fn(&Request) -> Reply + Send + Sync>) -> Self {
+    fn launch(tls: Option<Arc<ServerConfig>>, handler: Handler) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("address");
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared =
-            Arc::new(Shared { handler, tls, log: Watched::default(), stopping: AtomicBool::new(false) });
+        let (log, stopping) = (Watched::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { handler, tls, log, stopping });
         let acceptor = Arc::clone(&shared);
         let accepting = thread::spawn(move || acceptor.accept(&listener));
         Self { address, scheme, shared, accepting: Some(accepting) }
     }
 
-    /// Value for `BAOMING_API_BASE`.
     pub fn base(&self) -> String {
         format!("{}://{}/xcx", self.scheme, self.address)
     }
@@ -318,7 +286,6 @@ impl Stub {
         found.unwrap_or_else(|| panic!("only {} of {n} requests came", self.requests()))
     }
 
-    /// Waits until no connection is open.
     pub fn await_all_closed(&self) {
         let closed = self.shared.log.wait(PATIENCE, |log| log.open.is_empty().then_some(()));
         closed.expect("all connections closed");
@@ -339,7 +306,6 @@ impl Drop for Stub {
     }
 }
 
-/// One connection, decrypted.
 trait Wire: Read + Write + Send {}
 impl<T: Read + Write + Send> Wire for T {}
 
@@ -349,8 +315,7 @@ impl Shared {
             if self.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            let Ok(tcp) = connection else { continue };
-            let Ok(registered) = tcp.try_clone() else {
+            let Ok((tcp, registered)) = connection.and_then(|tcp| Ok((tcp.try_clone()?, tcp))) else {
                 continue;
             };
             let _ = tcp.set_nodelay(true);
@@ -389,16 +354,13 @@ impl Shared {
                 request
             });
             let reply = (self.handler)(&request);
-            if !reply.proper {
-                count(Total::Faults, 1);
-            }
+            count(Total::Faults, usize::from(!reply.proper));
             for step in reply.steps {
-                step.play(&mut wire)?;
-            }
-            match reply.end {
-                End::KeepAlive => {}
-                End::Close => return Ok(false),
-                End::Reset => return Ok(true),
+                match step {
+                    Step::Close => return Ok(false),
+                    Step::Reset => return Ok(true),
+                    step => step.play(&mut wire)?,
+                }
             }
         }
         Ok(false)
@@ -430,6 +392,7 @@ impl Step {
             },
             // Until the client goes away.
             Self::Stall => drop(io::copy(wire, &mut io::sink())),
+            Self::Close | Self::Reset => {}
         }
         Ok(())
     }

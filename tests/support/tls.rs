@@ -1,10 +1,9 @@
 //! Certificates for the stub and for `mongod`, from a test authority of this process.
 
-use super::scratch_dir;
+use super::file;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use std::fs;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -23,51 +22,40 @@ pub enum Certificate {
     CaAsServer,
 }
 
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    file: PathBuf,
-}
-
-fn authority() -> &'static Authority {
-    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+fn authority() -> &'static (CertifiedIssuer<'static, KeyPair>, PathBuf) {
+    static AUTHORITY: OnceLock<(CertifiedIssuer<'static, KeyPair>, PathBuf)> = OnceLock::new();
     AUTHORITY.get_or_init(|| {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, "test authority");
-        let issuer = CertifiedIssuer::self_signed(params, key()).expect("authority");
-        let file = scratch_dir().join("ca.pem");
-        fs::write(&file, issuer.pem()).expect("CA file");
-        Authority { issuer, file }
+        let key = KeyPair::generate().expect("key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("authority");
+        let file = file("ca.pem", issuer.pem(), 0o644);
+        (issuer, file)
     })
 }
 
 /// PEM file of the test authority, for `SSL_CERT_FILE` and `tlsCAFile`.
 pub fn ca_file() -> &'static Path {
-    &authority().file
-}
-
-fn key() -> KeyPair {
-    KeyPair::generate().expect("key")
+    &authority().1
 }
 
 fn issue(kind: Certificate) -> (rcgen::Certificate, KeyPair) {
-    let names = match kind {
-        Certificate::WrongHost => vec!["other.example".to_owned()],
-        _ => vec!["127.0.0.1".to_owned(), "localhost".to_owned()],
-    };
+    let names: &[&str] =
+        if kind == Certificate::WrongHost { &["other.example"] } else { &["127.0.0.1", "localhost"] };
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).expect("names");
     params.distinguished_name.push(DnType::CommonName, "test server");
-    if kind == Certificate::Expired {
-        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    match kind {
+        Certificate::Expired => params.not_after = rcgen::date_time_ymd(2020, 1, 1),
+        Certificate::CaAsServer => params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+        _ => {}
     }
-    if kind == Certificate::CaAsServer {
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    }
-    let key = key();
+    let key = KeyPair::generate().expect("key");
     let certificate = match kind {
         Certificate::SelfSigned => params.self_signed(&key),
-        _ => params.signed_by(&key, &authority().issuer),
+        _ => params.signed_by(&key, &authority().0),
     };
     (certificate.expect("certificate"), key)
 }
@@ -75,14 +63,12 @@ fn issue(kind: Certificate) -> (rcgen::Certificate, KeyPair) {
 /// A server's certificate and key in one PEM file, as `mongod` takes it.
 pub fn pem_file(kind: Certificate) -> PathBuf {
     let (certificate, key) = issue(kind);
-    let file = scratch_dir().join("server.pem");
-    fs::write(&file, certificate.pem() + &key.serialize_pem()).expect("certificate file");
-    file
+    file("server.pem", certificate.pem() + &key.serialize_pem(), 0o600)
 }
 
 pub(super) fn server_config(kind: Certificate) -> Arc<ServerConfig> {
     let (certificate, key) = issue(kind);
-    let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
+    let chain = vec![certificate.der().clone()];
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     let config = ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
         .with_safe_default_protocol_versions()

@@ -5,44 +5,35 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 /// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Total {
-    /// Runs of the real binary.
     Runs,
     /// Replies of the stub that were no proper answer, servers frozen, and the like.
     Faults,
-    /// Programs and servers killed by SIGKILL.
     Kills,
     /// Seeded tokens of which a test made sure that they are still there.
     AtRisk,
-    /// Those of them that were gone.
     Lost,
-    /// Secrets found in an output.
     Leaked,
-    /// Commands to the database that were disturbed one at a time.
     Commands,
-    /// Requests to the API that were, each in every way.
     Requests,
-    /// Walls and rows of silence that the API was made to show.
     Walls,
 }
-
-const NAMES: [(Total, &str); 9] = [
-    (Total::Runs, "runs"),
-    (Total::Faults, "faults injected"),
-    (Total::Kills, "kills"),
-    (Total::AtRisk, "tokens at risk"),
-    (Total::Lost, "tokens lost"),
-    (Total::Leaked, "secrets leaked"),
-    (Total::Commands, "commands disturbed"),
-    (Total::Requests, "requests disturbed"),
-    (Total::Walls, "walls of silence"),
-];
 
 /// Adds to a total in the file that `TEST_TOTALS` names, if any, for a sum over all test binaries
 /// (nothing found, 0, is worth a line there too).
 pub fn count(total: Total, n: usize) {
-    let (_, name) = NAMES.iter().find(|(known, _)| *known == total).expect("a name");
+    let name = match total {
+        Total::Runs => "runs",
+        Total::Faults => "faults injected",
+        Total::Kills => "kills",
+        Total::AtRisk => "tokens at risk",
+        Total::Lost => "tokens lost",
+        Total::Leaked => "secrets leaked",
+        Total::Commands => "commands disturbed",
+        Total::Requests => "requests disturbed",
+        Total::Walls => "walls of silence",
+    };
     if let Some(path) = env::var_os("TEST_TOTALS") {
         let file = OpenOptions::new().append(true).create(true).open(path);
         // One write, so that lines of several processes do not mix.

@@ -1,21 +1,17 @@
 //! The wire between the program and its database, in the test's hands: every command of the
 //! program stops here, and then what the test says happens to it or to its answer.
 
-use super::{Total, Watched, count};
+use super::{Total, Watched, count, serve};
 use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
-use mongodb::bson::{Document, doc, rawdoc};
+use mongodb::bson::{Document, doc};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::thread;
 
 /// A command of the program. Greetings, heartbeats and farewells are none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Command {
-    /// Which of all commands this is, from 1.
     pub number: usize,
-    /// Which of those of its kind, from 1.
-    pub nth: usize,
     /// `find`, `update`, `insert`, `delete` and so on, with the collection: `insert cards`.
     pub what: String,
     /// False before the server has seen it, true once it was carried out, before the answer.
@@ -25,7 +21,6 @@ pub struct Command {
 }
 
 impl Command {
-    /// Whether it changes something.
     pub fn is_write(&self) -> bool {
         ["insert ", "update ", "delete "].iter().any(|kind| self.what.starts_with(kind))
     }
@@ -34,9 +29,7 @@ impl Command {
 /// What happens to a command, or to its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// It gets through.
     Pass,
-    /// The connection breaks.
     Cut,
     /// It never arrives, and the connection stays.
     Hold,
@@ -46,45 +39,46 @@ pub enum Act {
     Doubt(i32),
 }
 
-impl From<bool> for Act {
-    fn from(passes: bool) -> Self {
-        if passes { Self::Pass } else { Self::Cut }
-    }
-}
-
 /// A wire to a server. Its threads end with the test process.
 pub struct Wire {
     address: SocketAddr,
     seen: Arc<Watched<Vec<Command>>>,
 }
 
-type Hook = dyn Fn(&Command) -> Act + Send + Sync;
+/// What happens to each command, and to what a server says of itself.
+struct Hooks {
+    command: Box<dyn Fn(&Command) -> Act + Send + Sync>,
+    greeting: fn(&mut Document),
+}
 
 impl Wire {
     /// To the server at this `host:port`. The closure says of each command, and then of its answer,
-    /// what happens, `true` being [`Act::Pass`] and `false` [`Act::Cut`]. It may do anything
-    /// before: change the database, kill the server or the program, or block.
-    pub fn to<A: Into<Act>>(server: String, hook: impl Fn(&Command) -> A + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let wire = Self { address: listener.local_addr().expect("address"), seen: Arc::default() };
-        let (seen, hook): (_, Arc<Hook>) =
-            (Arc::clone(&wire.seen), Arc::new(move |c: &Command| hook(c).into()));
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let (server, seen, hook) = (server.clone(), Arc::clone(&seen), Arc::clone(&hook));
-                thread::spawn(move || {
-                    // A client or a server that goes away ends its connections.
-                    let Ok(mut server) = TcpStream::connect(server) else { return };
-                    let mut client = client;
-                    let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-                    let _ = carry(&mut client, &mut server, &seen, &*hook);
-                    for end in [client, server] {
-                        let _ = end.shutdown(Shutdown::Both);
-                    }
-                });
+    /// what happens. It may do anything before: change the database, kill the program, or block.
+    pub fn to(server: String, command: impl Fn(&Command) -> Act + Send + Sync + 'static) -> Self {
+        Self::launch(server, Hooks { command: Box::new(command), greeting: |_| {} })
+    }
+
+    pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
+        Self::launch(server, Hooks { command: Box::new(|_| Act::Pass), greeting })
+    }
+
+    fn launch(server: String, hooks: Hooks) -> Self {
+        let seen = Arc::<Watched<_>>::default();
+        let log = Arc::clone(&seen);
+        let address = serve(move |mut client| {
+            // A client or a server that goes away ends its connections.
+            let Ok(mut server) = TcpStream::connect(&server) else { return };
+            let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+            let _ = carry(&mut client, &mut server, &log, &hooks);
+            for end in [client, server] {
+                let _ = end.shutdown(Shutdown::Both);
             }
         });
-        wire
+        Self { address, seen }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
     }
 
     /// Connection string, of this one server whatever set it is in.
@@ -92,7 +86,6 @@ impl Wire {
         format!("mongodb://{}/?directConnection=true", self.address)
     }
 
-    /// The commands that came, in their order.
     pub fn commands(&self) -> Vec<Command> {
         self.seen.lock().clone()
     }
@@ -108,7 +101,7 @@ fn carry(
     client: &mut TcpStream,
     server: &mut TcpStream,
     seen: &Watched<Vec<Command>>,
-    hook: &Hook,
+    hooks: &Hooks,
 ) -> io::Result<()> {
     loop {
         let request = message(client)?;
@@ -117,21 +110,21 @@ fn carry(
             // A heartbeat is answered again and again.
             while {
                 let reply = message(server)?;
-                client.write_all(&reply)?;
-                reply[HEADER] & MORE_TO_COME != 0
+                client.write_all(&edited(&reply, hooks.greeting)?)?;
+                is_message(&reply) && reply[HEADER] & MORE_TO_COME != 0
             } {}
             continue;
         };
         let mut command = seen.change(|seen| {
-            let nth = 1 + seen.iter().filter(|other| other.what == what).count();
-            seen.push(Command { number: seen.len() + 1, nth, what, answered: false, body });
+            seen.push(Command { number: seen.len() + 1, what, answered: false, body });
             seen[seen.len() - 1].clone()
         });
         let mut reply = Vec::new();
         for answered in [false, true] {
             command.answered = answered;
-            let act = hook(&command);
+            let act = (hooks.command)(&command);
             count(Total::Faults, usize::from(act != Act::Pass));
+            let injected = |code: i32| doc! { "code": code, "codeName": "Injected", "errmsg": "injected" };
             match act {
                 Act::Pass | Act::Doubt(_) if !answered => {
                     server.write_all(&request)?;
@@ -142,19 +135,15 @@ fn carry(
                 // Until the client goes away.
                 Act::Hold => return io::copy(client, &mut io::sink()).map(drop),
                 Act::Fail(code) => {
-                    reply = answer(
-                        &request,
-                        &rawdoc! { "ok": 0.0, "code": code, "codeName": "Injected", "errmsg": "injected" },
-                    );
+                    let mut failure = doc! { "ok": 0.0 };
+                    failure.extend(injected(code));
+                    let request_id = &request[4..8];
+                    let head = [&[0; 8][..], request_id, &OP_MSG.to_le_bytes(), &[0; 5]].concat();
+                    reply = whole(&head, &failure)?;
                     break;
                 }
                 Act::Doubt(code) => {
-                    let mut body = Document::try_from(document(&reply)?).map_err(io::Error::other)?;
-                    body.insert(
-                        "writeConcernError",
-                        doc! { "code": code, "codeName": "Injected", "errmsg": "injected" },
-                    );
-                    reply = answer(&request, &RawDocumentBuf::try_from(&body).map_err(io::Error::other)?);
+                    reply = edited(&reply, |reply| drop(reply.insert("writeConcernError", injected(code))))?;
                 }
             }
         }
@@ -174,27 +163,37 @@ fn message(from: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// A message that answers this one.
-fn answer(request: &[u8], body: &RawDocument) -> Vec<u8> {
-    let length = i32::try_from(BODY + body.as_bytes().len()).expect("a small answer");
-    let request_id = i32::from_le_bytes(request[4..8].try_into().expect("4 bytes"));
-    let header = [length, 0, request_id, OP_MSG, 0].map(i32::to_le_bytes);
-    [header.as_flattened(), &[0], body.as_bytes()].concat()
+fn is_message(message: &[u8]) -> bool {
+    message[12..HEADER] == OP_MSG.to_le_bytes()
 }
 
-/// The first document of a message, its body.
-fn document(message: &[u8]) -> io::Result<&RawDocument> {
-    let length = message.get(BODY..BODY + 4).ok_or(io::ErrorKind::UnexpectedEof)?;
-    let length = u32::from_le_bytes(length.try_into().expect("4 bytes"));
-    let end = BODY + usize::try_from(length).expect("64 bits");
-    let document = message.get(BODY..end).ok_or(io::ErrorKind::UnexpectedEof)?;
-    RawDocument::from_bytes(document).map_err(io::Error::other)
+/// A message with its one document changed.
+fn edited(message: &[u8], edit: impl Fn(&mut Document)) -> io::Result<Vec<u8>> {
+    // The first greeting may come in the old form, with 20 bytes before it.
+    let head = if is_message(message) { BODY } else { HEADER + 20 };
+    let mut document = Document::try_from(document(message, head)?).map_err(io::Error::other)?;
+    edit(&mut document);
+    whole(&message[..head], &document)
+}
+
+/// A message of its head, in which the length is yet to be set, and its document.
+fn whole(head: &[u8], document: &Document) -> io::Result<Vec<u8>> {
+    let mut message = [head, &document.to_vec().map_err(io::Error::other)?].concat();
+    let length = i32::try_from(message.len()).expect("a small message");
+    message[..4].copy_from_slice(&length.to_le_bytes());
+    Ok(message)
+}
+
+fn document(message: &[u8], start: usize) -> io::Result<&RawDocument> {
+    let rest = message.get(start..).unwrap_or_default();
+    let length = rest.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));
+    let document = rest.get(..usize::try_from(length).expect("64 bits"));
+    RawDocument::from_bytes(document.unwrap_or_default()).map_err(io::Error::other)
 }
 
 /// The command of a message, unless it is idle talk.
 fn what(message: &[u8]) -> Option<(String, RawDocumentBuf)> {
-    let op_code = i32::from_le_bytes(message[12..HEADER].try_into().expect("4 bytes"));
-    let body = document(message).ok().filter(|_| op_code == OP_MSG)?;
+    let body = document(message, BODY).ok().filter(|_| is_message(message))?;
     let (name, value) = body.iter().next()?.ok()?;
     let name = name.as_str();
     let is_idle_talk = ["hello", "ismaster", "endsessions"].contains(&name.to_lowercase().as_str());

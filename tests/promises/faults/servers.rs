@@ -5,16 +5,16 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use mongodb::bson::{DateTime, doc};
+use mongodb::bson::doc;
 
 use super::Fate::{self, Kept, Recycled, Refreshed};
 use super::support::{
-    Mongod, Outcome, PATIENCE, ReplicaSet, Run, Seed, Signal, Stub, TestDb, Total, await_true, count,
+    Mongod, Outcome, ReplicaSet, Reply, Run, Seed, Signal, Stub, TestDb, Total, await_true, count, file,
     scratch_dir, unique_token,
 };
 use super::{
-    Gate, add_tokens, as_labelled, assert_fates, assert_report, assert_whole, each, fates_by_id, fresh_db,
-    report, single, talkative,
+    assert_fates, assert_report, assert_whole, each, fresh_db, gated, of_tokens, report, single, talkative,
+    with_option,
 };
 
 /// Two that go and two that stay, the last one when all others are judged.
@@ -22,14 +22,13 @@ const LABELS: [&str; 4] = ["invalid", "valid", "invalid", "valid"];
 
 /// A short limit on every operation, so that what is waited for in vain costs little.
 fn limited(db: &TestDb, api: &Stub) -> Run {
-    let join = if db.uri.contains('?') { '&' } else { '?' };
-    talkative(db, api).env("MONGODB_URI", format!("{}{join}timeoutMS=4000", db.uri))
+    talkative(db, api).env("MONGODB_URI", with_option(&db.uri, "timeoutMS=4000"))
 }
 
 /// The run took no token away and says that the database takes no writes.
 #[track_caller]
 fn assert_withheld(db: &TestDb, outcome: &Outcome, success: usize) {
-    let counts = [("total", 4), ("success", success), ("withheld", 2), ("unprocessed", 2 - success)];
+    let counts = [("success", success), ("withheld", 2), ("unprocessed", 2 - success)];
     assert_report(outcome, &report(db, 1, Some("database"), &counts));
     assert_eq!(db.tokens().count_documents(doc! {}).run().expect("count"), 4);
     assert!(db.snapshot().bin.is_empty(), "a copy is left behind");
@@ -41,10 +40,10 @@ fn no_majority_and_nothing_is_deleted_nor_left_behind() {
     let primary = set.primary().host();
     let secondary = set.nodes[..2].iter().find(|node| node.host() != primary).expect("a secondary");
     let db = set.fresh_db("no-majority");
-    let ids = add_tokens(&db, &LABELS);
+    let ids = db.add_labelled(&LABELS);
     let before = db.snapshot();
     secondary.kill();
-    let api = Stub::start(as_labelled);
+    let api = Stub::by_label();
     // Once with its own limits, and then again and again.
     assert_withheld(&db, &talkative(&db, &api).go(), 2);
     for _ in 0..3 {
@@ -54,7 +53,7 @@ fn no_majority_and_nothing_is_deleted_nor_left_behind() {
     secondary.restart();
     set.await_healthy();
     talkative(&db, &api).go().expect(0);
-    assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
+    assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
 }
 
 #[test]
@@ -63,7 +62,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
     let primary = set.primary();
     let cases = [false, true].map(|in_delete_step| {
         let db = set.fresh_db(&format!("stall-{in_delete_step}"));
-        let ids = add_tokens(&db, &LABELS);
+        let ids = db.add_labelled(&LABELS);
         (in_delete_step, db, ids)
     });
     let defaults = doc! {
@@ -82,119 +81,97 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
     };
     for (in_delete_step, db, ids) in cases {
         let before = db.snapshot();
-        let (gate, reached, go) = Gate::new();
-        let api = Stub::start(move |request| {
-            // The last check, or the second question about the second token.
-            if request.number == if in_delete_step { 6 } else { 4 } {
-                gate.wait();
-            }
-            as_labelled(request)
-        });
+        // The last check, or the second question about the second token.
+        let (api, moment) = gated(if in_delete_step { 6 } else { 4 });
         let live = limited(&db, &api).start();
-        reached.recv_timeout(PATIENCE).expect("the moment");
+        moment.come();
         stall("alwaysOn");
-        drop(go);
+        drop(moment);
         let outcome = live.wait();
         let (deleted, withheld) = if in_delete_step { (1, 1) } else { (0, 2) };
-        let counts = [("total", 4), ("success", 2), ("deleted", deleted), ("withheld", withheld)];
+        let counts = [("success", 2), ("deleted", deleted), ("withheld", withheld)];
         assert_report(&outcome, &report(&db, 1, Some("database"), &counts));
         // Until then a read of a majority, the default now, waits for ever.
         stall("off");
         assert!(assert_whole(&db, &before).is_empty());
         await_true("the secondaries to follow", || limited(&db, &api).go().code == Some(0));
-        assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
+        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
     }
 }
 
 #[test]
 fn errors_of_the_server_itself() {
-    let set = single();
-    let server = &set.nodes[0];
+    let server = &single().nodes[0];
     // The command, the code, how often, and exit code and counts: success, failed, deleted, withheld.
-    let rows: [(&str, i32, i32, i32, [usize; 4]); 9] = [
-        ("update", 11_600, 2, 0, [2, 0, 2, 0]),
-        ("insert", 91, 2, 0, [2, 0, 2, 0]),
-        ("delete", 189, 2, 0, [2, 0, 2, 0]),
-        ("find", 13_436, 2, 0, [2, 0, 2, 0]),
-        ("delete", 262, 1, 0, [2, 0, 2, 0]),
-        ("delete", 50, 1, 0, [2, 0, 2, 0]),
-        ("insert", 8_000, 1, 1, [2, 0, 0, 2]),
-        ("insert", 13, 1, 1, [2, 0, 0, 2]),
-        ("delete", 13, 1, 1, [2, 0, 0, 2]),
+    let rows = [
+        ("update", 11_600, 2, 0, [3, 0, 2, 0]),
+        // The first token is valid: that it stays the oldest does not make it one for the cleanup.
+        ("update", 121, 1, 3, [2, 1, 2, 0]),
+        ("insert", 91, 2, 0, [3, 0, 2, 0]),
+        ("delete", 189, 2, 0, [3, 0, 2, 0]),
+        ("find", 13_436, 2, 0, [3, 0, 2, 0]),
+        ("delete", 262, 1, 0, [3, 0, 2, 0]),
+        ("delete", 50, 1, 0, [3, 0, 2, 0]),
+        ("insert", 8_000, 1, 1, [3, 0, 0, 2]),
+        ("insert", 13, 1, 1, [3, 0, 0, 2]),
+        ("delete", 13, 1, 1, [3, 0, 0, 2]),
     ];
     for (command, code, times, exit, counts) in rows {
         eprintln!("{command} {code}");
         let db = fresh_db();
-        add_tokens(&db, &LABELS);
+        let unused = db.add_used("valid", 41.0);
+        db.add_labelled(&LABELS);
         let before = db.snapshot();
-        let (gate, reached, go) = Gate::new();
-        let api = Stub::start(move |request| {
-            if request.number == 4 {
-                gate.wait();
-            }
-            as_labelled(request)
-        });
-        let app = db.name.clone();
-        let uri = format!("{}&appName={app}", db.uri);
-        let live = talkative(&db, &api).env("MONGODB_URI", uri).start();
-        reached.recv_timeout(PATIENCE).expect("the moment");
+        let (api, moment) = gated(1);
+        let uri = with_option(&db.uri, &format!("appName={}", db.name));
+        let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-delete", "3"]);
+        let live = run.env("MONGODB_URI", uri).start();
+        moment.come();
         count(Total::Faults, 1);
-        let data = doc! { "failCommands": [command], "errorCode": code, "appName": app };
+        let data = doc! { "failCommands": [command], "errorCode": code, "appName": &db.name };
         server.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data });
-        drop(go);
+        drop(moment);
         let outcome = live.wait();
         server.admin(doc! { "configureFailPoint": "failCommand", "mode": "off" });
-        let names = ["success", "failed", "deleted", "withheld"];
-        let counts: Vec<_> = names.into_iter().zip(counts).chain([("total", 4)]).collect();
+        let [success, failed, deleted, withheld] = counts;
+        let counts = of_tokens([success, failed, deleted, withheld, 0]);
         assert_report(&outcome, &report(&db, exit, (exit == 1).then_some("database"), &counts));
-        assert!(assert_whole(&db, &before).is_empty());
-        talkative(&db, &Stub::start(as_labelled)).go().expect(0);
+        assert!(assert_whole(&db, &before).is_empty() && db.token(unused).is_some());
+        talkative(&db, &Stub::by_label()).go().expect(0);
         assert_whole(&db, &before);
     }
 }
 
 #[test]
 fn a_server_that_is_locked_for_a_backup_or_never_answers() {
-    each(
-        &[false, true],
-        |by_signal| format!("by a signal: {by_signal}"),
-        |&by_signal| {
-            let set = ReplicaSet::start_of(1, false, 5000);
-            let server = &set.nodes[0];
-            let db = set.fresh_db("locked");
-            let ids = add_tokens(&db, &LABELS);
-            let before = db.snapshot();
-            let (gate, reached, go) = Gate::new();
-            let api = Stub::start(move |request| {
-                if request.number == 2 {
-                    gate.wait();
-                }
-                as_labelled(request)
-            });
-            let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
-            reached.recv_timeout(PATIENCE).expect("the moment");
-            count(Total::Faults, 1);
-            server.admin(doc! { "fsync": 1, "lock": true });
-            drop(go);
-            let start = Instant::now();
-            let outcome = if by_signal {
-                await_true("a write that waits", || is_waiting(server, &db.name));
-                live.signal(Signal::TERM);
-                live.wait()
-            } else {
-                live.wait()
-            };
-            // 4 s, or 2 s after a signal; the rest is for a busy machine.
-            assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
-            let (code, stopped) = if by_signal { (143, "signal") } else { (1, "database") };
-            let counts = [("total", 4), ("failed", 1), ("withheld", 1), ("unprocessed", 2)];
-            assert_report(&outcome, &report(&db, code, Some(stopped), &counts));
-            server.admin(doc! { "fsyncUnlock": 1 });
-            assert!(assert_whole(&db, &before).is_empty());
-            talkative(&db, &api).go().expect(0);
-            assert_fates(&db, &before, fates_by_id(&ids, [Recycled, Refreshed].repeat(2)));
-        },
-    );
+    each(&[false, true], |&by_signal| {
+        let set = ReplicaSet::start_of(1, false, 5000);
+        let server = &set.nodes[0];
+        let db = set.fresh_db("locked");
+        let ids = db.add_labelled(&LABELS);
+        let before = db.snapshot();
+        let (api, moment) = gated(2);
+        let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
+        moment.come();
+        count(Total::Faults, 1);
+        server.admin(doc! { "fsync": 1, "lock": true });
+        drop(moment);
+        let start = Instant::now();
+        if by_signal {
+            await_true("a write that waits", || is_waiting(server, &db.name));
+            live.signal(Signal::TERM);
+        }
+        let outcome = live.wait();
+        // 4 s, or 2 s after a signal; the rest is for a busy machine.
+        assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+        let (code, stopped) = if by_signal { (143, "signal") } else { (1, "database") };
+        let counts = [("failed", 1), ("withheld", 1), ("unprocessed", 2)];
+        assert_report(&outcome, &report(&db, code, Some(stopped), &counts));
+        server.admin(doc! { "fsyncUnlock": 1 });
+        assert!(assert_whole(&db, &before).is_empty());
+        talkative(&db, &api).go().expect(0);
+        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
+    });
 }
 
 /// Whether an update on this database waits for a lock.
@@ -207,7 +184,8 @@ fn is_waiting(server: &Mongod, db: &str) -> bool {
     admin.aggregate(pipeline).run().expect("current operations").next().is_some()
 }
 
-/// A library that moves the wall clock by `SHIFT_SECONDS`.
+/// A library that moves the wall clock by `SHIFT_SECONDS`, and all other clocks a minute on once
+/// there is the file `A_MINUTE_LATER`.
 fn shifting_library() -> &'static PathBuf {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -218,13 +196,12 @@ fn shifting_library() -> &'static PathBuf {
             #include <unistd.h>
             int clock_gettime(clockid_t clock, struct timespec *now) {
                 int result = syscall(SYS_clock_gettime, clock, now);
-                const char *shift = getenv(\"SHIFT_SECONDS\");
+                const char *shift = getenv(\"SHIFT_SECONDS\"), *later = getenv(\"A_MINUTE_LATER\");
                 if (clock == CLOCK_REALTIME && shift) now->tv_sec += atol(shift);
+                if (clock != CLOCK_REALTIME && later && access(later, F_OK) == 0) now->tv_sec += 60;
                 return result;
             }";
-        let dir = scratch_dir();
-        let (source, library) = (dir.join("shift.c"), dir.join("shift.so"));
-        std::fs::write(&source, SOURCE).expect("source");
+        let (source, library) = (file("shift.c", SOURCE, 0o600), scratch_dir().join("shift.so"));
         // Whoever can link a program has it.
         let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
         assert!(built.expect("cc").success());
@@ -236,172 +213,98 @@ fn shifting_library() -> &'static PathBuf {
 fn a_clock_that_is_wrong_changes_nothing() {
     const HOUR: i64 = 3_600;
     let hours = [2, -2, 24 * 31, -24 * 31, 24 * 365 * 20, -24 * 365 * 60, -24 * 365 * 30];
-    let rows: Vec<_> =
-        hours.into_iter().map(|hours| (hours * HOUR, 1)).chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
-    each(
-        &rows,
-        |row| format!("{row:?}"),
-        |&(shift, code)| {
-            count(Total::Faults, 1);
-            let db = fresh_db();
-            add_tokens(&db, &["invalid", "valid", "valid"]);
-            db.add(Seed::new(&unique_token("valid")).last_used_days_ago(20.0));
-            let entry = doc! { "token": Seed::new(&unique_token("old")).0, "reason": "x", "deleted_at": DateTime::now() };
-            db.bin().insert_one(entry).run().expect("entry");
-            let before = db.snapshot();
-            let api = Stub::start(as_labelled);
-            let run =
-                talkative(&db, &api).args(["--cleanup-days", "30"]).env("LD_PRELOAD", shifting_library());
-            let outcome = run.env("SHIFT_SECONDS", shift.to_string()).go();
-            if code == 1 {
-                assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
-                assert_eq!((db.snapshot(), api.requests()), (before, 0));
-                assert!(
-                    outcome.stderr.lines().any(|line| line.contains("[ERROR]") && line.contains("时钟")),
-                    "{}",
-                    outcome.stderr
-                );
-            } else {
-                let counts = [("total", 4), ("success", 3), ("deleted", 1)];
-                assert_report(&outcome, &report(&db, 0, None, &counts));
-                assert_eq!(db.bin().count_documents(doc! {}).run().expect("count"), 2);
-            }
-        },
-    );
+    let wrong = hours.into_iter().map(|hours| (hours * HOUR, 1));
+    let rows: Vec<_> = wrong.chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
+    each(&rows, |&(shift, code)| {
+        count(Total::Faults, 1);
+        let db = fresh_db();
+        db.add_labelled(&["invalid", "valid", "valid"]);
+        db.add_used("valid", 20.0);
+        db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
+        let before = db.snapshot();
+        let api = Stub::by_label();
+        let run = talkative(&db, &api).args(["--cleanup-days", "30"]);
+        let run = run.env("LD_PRELOAD", shifting_library()).env("SHIFT_SECONDS", shift.to_string());
+        let outcome = run.go();
+        if code == 1 {
+            assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
+            assert_eq!((db.snapshot(), api.requests()), (before, 0));
+            let is_told = |line: &str| line.contains("[ERROR]") && line.contains("时钟");
+            assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
+        } else {
+            assert_report(&outcome, &report(&db, 0, None, &[("success", 3), ("deleted", 1)]));
+            assert_eq!(db.snapshot().bin.len(), 2);
+        }
+    });
 }
 
 #[test]
-fn a_token_that_cannot_be_sent_is_kept_and_stops_nobody() {
-    for token in ["x".repeat(70_000), "x".repeat(4_097), String::new()] {
-        let db = fresh_db();
-        let odd = db.add(Seed::new(&token).last_used_days_ago(3.0));
-        let mut ids = vec![odd];
-        ids.extend(add_tokens(&db, &["invalid", "valid"]));
-        let before = db.snapshot();
-        let api = Stub::start(as_labelled);
-        let mut expected =
-            report(&db, 3, None, &[("total", 3), ("success", 1), ("failed", 1), ("deleted", 1)]);
-        assert_report(&talkative(&db, &api).go(), &expected);
-        assert_fates(&db, &before, fates_by_id(&ids, vec![Kept, Recycled, Refreshed]));
-        assert!(api.recorded().iter().all(|request| request.line.len() < 4_096));
-        expected = report(&db, 3, None, &[("total", 2), ("success", 1), ("failed", 1)]);
-        expected["dry_run"] = true.into();
-        assert_report(&talkative(&db, &api).arg("--dry-run").go(), &expected);
+fn a_long_run_tells_its_progress_once_a_minute() {
+    let db = fresh_db();
+    db.add_labelled(&["valid", "valid", "valid", "valid"]);
+    let told = "[INFO] ⏳ 进度: 2/4，成功 2，失败 0，大约还需 2 分钟";
+    for (flags, expected) in [(&[][..], Some(told)), (&["-q"], None)] {
+        let later = scratch_dir().join("later");
+        let minute = later.clone();
+        let api = Stub::start(move |request| {
+            if request.number == 2 {
+                std::fs::write(&minute, "").expect("file");
+            }
+            Reply::valid()
+        });
+        let run = Run::new(&db, &api).args(["--timeout-secs", "600"]).args(flags);
+        let log = run.env("LD_PRELOAD", shifting_library()).env("A_MINUTE_LATER", later).go().expect(0).log();
+        let mut lines = log.lines().filter(|line| line.contains("⏳")).map(|line| &line[20..]);
+        assert_eq!((lines.next(), lines.next()), (expected, None));
     }
 }
 
-/// What an account may do in one database, and what becomes of a valid token, an invalid one, and
-/// one that the cleanup would take.
-struct Account {
-    name: &'static str,
-    tokens: &'static [&'static str],
-    bin: &'static [&'static str],
-    fates: [Fate; 3],
-    code: i32,
-    counts: &'static [(&'static str, usize)],
-    /// What the warning names.
-    missing: Option<&'static str>,
-}
+/// What an account may do with tokens and bin; what becomes of a valid token, an invalid one, and
+/// one that the cleanup would take; what a warning names.
+type Account = (&'static str, &'static str, &'static str, [Fate; 3], Option<&'static str>);
 
+const BIN: Option<&str> = Some("baoming_tokens_deleted");
 const ACCOUNTS: [Account; 6] = [
-    Account {
-        name: "all",
-        tokens: &["find", "update", "remove"],
-        bin: &["find", "insert", "remove"],
-        fates: [Refreshed, Recycled, Recycled],
-        code: 0,
-        counts: &[("success", 1), ("deleted", 1), ("cleaned", 1)],
-        missing: None,
-    },
-    Account {
-        name: "no-bin",
-        tokens: &["find", "update", "remove"],
-        bin: &["collStats"],
-        fates: [Refreshed, Kept, Kept],
-        code: 1,
-        counts: &[("success", 1), ("withheld", 1)],
-        missing: Some("baoming_tokens_deleted"),
-    },
-    Account {
-        name: "read-bin",
-        tokens: &["find", "update", "remove"],
-        bin: &["find", "remove"],
-        fates: [Refreshed, Kept, Kept],
-        code: 1,
-        counts: &[("success", 1), ("withheld", 1)],
-        missing: Some("baoming_tokens_deleted"),
-    },
-    Account {
-        name: "no-purge",
-        tokens: &["find", "update", "remove"],
-        bin: &["insert"],
-        fates: [Refreshed, Recycled, Recycled],
-        code: 0,
-        counts: &[("success", 1), ("deleted", 1), ("cleaned", 1)],
-        missing: Some("baoming_tokens_deleted"),
-    },
-    Account {
-        name: "no-remove",
-        tokens: &["find", "update"],
-        bin: &["find", "insert", "remove"],
-        fates: [Refreshed, Kept, Kept],
-        code: 1,
-        counts: &[("success", 1), ("withheld", 1)],
-        missing: Some("没有权限"),
-    },
-    Account {
-        name: "read-only",
-        tokens: &["find"],
-        bin: &["find"],
-        fates: [Kept, Kept, Kept],
-        code: 1,
-        counts: &[("failed", 1), ("withheld", 1)],
-        missing: Some("没有权限"),
-    },
+    ("all", "find update remove", "find insert remove", [Refreshed, Recycled, Recycled], None),
+    ("no-bin", "find update remove", "collStats", [Refreshed, Kept, Kept], BIN),
+    ("read-bin", "find update remove", "find remove", [Refreshed, Kept, Kept], BIN),
+    ("no-purge", "find update remove", "insert", [Refreshed, Recycled, Recycled], BIN),
+    ("no-remove", "find update", "find insert remove", [Refreshed, Kept, Kept], Some("没有权限")),
+    ("read-only", "find", "find", [Kept; 3], Some("没有权限")),
 ];
 
 #[test]
 fn an_account_that_may_not_do_all_loses_nothing() {
     let server = Mongod::start_with_auth();
-    each(
-        &ACCOUNTS,
-        |account| account.name.to_owned(),
-        |account| {
-            let db = server.fresh_db();
-            let uri = server.add_user(
-                account.name,
-                &db.name,
-                &[
-                    ("baoming_tokens", account.tokens),
-                    ("cards", &["find"]),
-                    ("baoming_tokens_deleted", account.bin),
-                ],
-            );
-            let mut ids = add_tokens(&db, &["invalid", "valid"]);
-            ids.reverse();
-            ids.push(db.add(Seed::new(&unique_token("unclear")).last_used_days_ago(41.0)));
-            let before = db.snapshot();
-            // The collection is there, and an entry that is due for the purge.
-            let old = DateTime::from_millis(DateTime::now().timestamp_millis() - 31 * 86_400_000);
-            db.bin()
-                .insert_one(doc! { "token": {}, "reason": "old", "deleted_at": old })
-                .run()
-                .expect("entry");
-            let api = Stub::start(as_labelled);
-            let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
-            let outcome = run.env("MONGODB_URI", uri).go();
-            let stopped = (account.code == 1).then_some("database");
-            let counts: Vec<_> = account.counts.iter().copied().chain([("total", 2)]).collect();
-            assert_report(&outcome, &report(&db, account.code, stopped, &counts));
-            let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
-            let mut warnings = outcome.stderr.lines().filter(is_loud);
-            if let Some(missing) = account.missing {
-                assert!(warnings.any(|line| line.contains(missing)), "{}", outcome.stderr);
-            }
-            let is_purged = db.bin().count_documents(doc! { "reason": "old" }).run().expect("count") == 0;
-            assert_eq!(is_purged, account.code != 1 && account.bin.contains(&"remove"));
-            db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete");
-            assert_fates(&db, &before, fates_by_id(&ids, account.fates.to_vec()));
-        },
-    );
+    each(&ACCOUNTS, |&(name, tokens, bin, fates, missing)| {
+        count(Total::Faults, 1);
+        let db = server.fresh_db();
+        let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
+        let privileges: [(&str, &[&str]); 3] =
+            [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
+        let uri = server.add_user(name, &db.name, &privileges);
+        let mut ids = db.add_labelled(&["invalid", "valid"]);
+        ids.reverse();
+        ids.push(db.add_used("unclear", 41.0));
+        let before = db.snapshot();
+        // The collection is there, and an entry that is due for the purge.
+        db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
+        let api = Stub::by_label();
+        let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
+        let outcome = run.env("MONGODB_URI", uri).go();
+        let [is_refreshed, is_done] = [fates[0] == Refreshed, fates[1] == Recycled];
+        let (code, stopped) = if is_done { (0, None) } else { (1, Some("database")) };
+        let counts = [
+            (if is_refreshed { "success" } else { "failed" }, 1),
+            (if is_done { "deleted" } else { "withheld" }, 1),
+            ("cleaned", usize::from(is_done)),
+        ];
+        assert_report(&outcome, &report(&db, code, stopped, &counts));
+        let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
+        let mut warnings = outcome.stderr.lines().filter(is_loud);
+        assert!(missing.is_none_or(|it| warnings.any(|line| line.contains(it))), "{}", outcome.stderr);
+        let old = db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete").deleted_count;
+        assert_eq!(old == 0, is_done && bin.contains(&"remove"), "purged");
+        assert_fates(&db, &before, &ids, &fates);
+    });
 }

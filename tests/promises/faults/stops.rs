@@ -8,22 +8,12 @@ use mongodb::bson::doc;
 use super::Fate::{Kept, Recycled, Refreshed};
 use super::Verdict::{Gone, Invalid, NoAnswer, Unclear, Unsendable, Valid};
 use super::replies::{run_of, twice};
-use super::support::{Mongod, PATIENCE, Reply, Seed, Signal, Stub, Total, count, unique_token};
-use super::{
-    Fate, Gate, Verdict, add_tokens, as_labelled, assert_fates, assert_report, each, fates_by_id, refusal,
-    report, talkative,
-};
+use super::support::{Mongod, Reply, Seed, Signal, Stub, Total, count, unique_token};
+use super::{Fate, Verdict, assert_fates, assert_report, dry, each, gated_by, of_tokens, report, talkative};
 
-/// What is waited for between two tries.
-struct Tries {
-    name: &'static str,
-    /// The replies to the first tries; the last one goes for all that follow.
-    replies: Vec<Reply>,
-    args: &'static [&'static str],
-    verdict: Verdict,
-    /// From each try to the next, in seconds.
-    waits: &'static [u64],
-}
+/// What is waited for between two tries: the name; the replies to the first tries, of which the
+/// last one goes for all that follow; flags; from each try to the next, in seconds.
+type Tries = (&'static str, Vec<Reply>, &'static [&'static str], Verdict, &'static [u64]);
 
 fn tries() -> Vec<Tries> {
     let transient: [(&str, Reply); 13] = [
@@ -37,56 +27,50 @@ fn tries() -> Vec<Tries> {
         ("close", Reply::close()),
         ("garbage", Reply::garbage()),
         ("truncated", Reply::invalid().truncated(1)),
-        ("huge header", Reply::huge_header(100_000)),
+        ("huge header", Reply::valid().header("X-Huge", &"h".repeat(100_000)).truncated(0)),
         ("503 with an odd Retry-After", Reply::json(503, "{}").header("Retry-After", "soon")),
         ("200 with Retry-After, truncated", Reply::valid().header("Retry-After", "9").truncated(1)),
     ];
     let settled: [(&str, Reply, Verdict); 8] = [
         ("valid", Reply::valid(), Valid),
-        ("unclear", refusal("data not found"), Unclear),
-        ("unclear with Retry-After", refusal("data not found").header("Retry-After", "1"), Unclear),
+        ("unclear", Reply::refusal("data not found"), Unclear),
+        ("unclear with Retry-After", Reply::refusal("data not found").header("Retry-After", "1"), Unclear),
         ("not JSON", Reply::http(200, &[], "<html>"), NoAnswer),
         ("endless", Reply::endless(), NoAnswer),
         ("401", Reply::json(401, "{}"), NoAnswer),
         ("404 with Retry-After", Reply::json(404, "{}").header("Retry-After", "1"), NoAnswer),
         ("302", Reply::redirect("/"), NoAnswer),
     ];
-    let row = |name, replies, args, verdict, waits| Tries { name, replies, args, verdict, waits };
-    let mut rows = vec![row("invalid", vec![Reply::invalid()], &[], Invalid, &[])];
+    let mut rows: Vec<Tries> = vec![("invalid", vec![Reply::invalid()], &[], Invalid, &[])];
     for (name, reply) in transient {
         let times = |n: usize, last| [vec![reply.clone(); n], vec![last]].concat();
-        rows.push(row(name, times(1, Reply::valid()), &[], Valid, &[1]));
-        rows.push(row(name, times(2, Reply::invalid()), &[], Invalid, &[1, 2]));
-        rows.push(row(name, times(3, Reply::invalid()), &[], NoAnswer, &[1, 2]));
-        rows.push(row(name, times(1, Reply::valid()), &["--retries", "0"], NoAnswer, &[]));
+        rows.push((name, times(1, Reply::valid()), &[], Valid, &[1]));
+        rows.push((name, times(2, Reply::invalid()), &[], Invalid, &[1, 2]));
+        rows.push((name, times(3, Reply::invalid()), &[], NoAnswer, &[1, 2]));
+        rows.push((name, times(1, Reply::valid()), &["--retries", "0"], NoAnswer, &[]));
     }
     for (name, reply, verdict) in settled {
-        rows.push(row(name, vec![reply, Reply::close()], &[], verdict, &[]));
+        rows.push((name, vec![reply, Reply::close()], &[], verdict, &[]));
     }
-    let mut asked = |name, wish: &str, waits| {
-        let replies = vec![Reply::json(503, "{}").header("Retry-After", wish), Reply::valid()];
-        rows.push(row(name, replies, &[], Valid, waits));
-    };
-    asked("Retry-After 3", "3", &[3]);
-    asked("Retry-After 0", "0", &[0]);
-    asked("Retry-After an hour", "3600", &[60]);
-    rows.push(row("stall", vec![Reply::stall(), Reply::valid()], &[], Valid, &[1 + 2]));
-    rows.push(row("four", vec![Reply::reset()], &["--retries", "3"], NoAnswer, &[1, 2, 3]));
-    let closed_unsaid = vec![Reply::valid().then_close(), Reply::valid()];
-    rows.push(row("closed unsaid", closed_unsaid, &[], Valid, &[]));
+    let asked = |wish: &str| vec![Reply::json(503, "{}").header("Retry-After", wish), Reply::valid()];
+    rows.push(("Retry-After 3", asked("3"), &[], Valid, &[3]));
+    rows.push(("Retry-After 0", asked("0"), &[], Valid, &[0]));
+    rows.push(("Retry-After an hour", asked("3600"), &[], Valid, &[60]));
+    rows.push(("stall", vec![Reply::stall(), Reply::valid()], &[], Valid, &[1 + 2]));
+    rows.push(("four", vec![Reply::reset()], &["--retries", "3"], NoAnswer, &[1, 2, 3]));
+    rows.push(("closed unsaid", vec![Reply::valid().then_close(), Reply::valid()], &[], Valid, &[]));
     // The longest first, so that nothing waits for it at the end.
-    rows.sort_by_key(|row| std::cmp::Reverse(row.waits.iter().sum::<u64>()));
+    rows.sort_by_key(|(.., waits)| std::cmp::Reverse(waits.iter().sum::<u64>()));
     rows
 }
 
 #[test]
 fn transient_faults_are_tried_again_and_verdicts_are_not() {
-    let name = |row: &Tries| format!("{} {:?} {:?}", row.name, row.args, row.waits);
-    each(&tries(), name, |row| {
+    each(&tries(), |(_, replies, args, verdict, waits)| {
         let db = Mongod::shared().fresh_db();
-        let ids = add_tokens(&db, &["tried", "valid"]);
+        let ids = db.add_labelled(&["tried", "valid"]);
         let before = db.snapshot();
-        let replies = row.replies.clone();
+        let replies = replies.clone();
         let api = Stub::start(move |request| {
             if request.token().contains("-tried-") {
                 replies[request.nth.min(replies.len()) - 1].clone()
@@ -94,17 +78,17 @@ fn transient_faults_are_tried_again_and_verdicts_are_not() {
                 Reply::valid()
             }
         });
-        let run = talkative(&db, &api).args(["--timeout-secs", "2"]).args(row.args);
+        let run = talkative(&db, &api).args(["--timeout-secs", "2"]).args(*args);
         let outcome = run.limit(Duration::from_secs(120)).go();
-        let (expected, fates) = run_of(&db, &twice(&[row.verdict, Valid]));
+        let (expected, fates) = run_of(&db, &twice(&[*verdict, Valid]));
         assert_report(&outcome, &expected);
-        assert_fates(&db, &before, fates_by_id(&ids, fates));
+        assert_fates(&db, &before, &ids, &fates);
 
         let requests = api.recorded();
         let tries: Vec<_> = requests.iter().filter(|request| request.token().contains("-tried-")).collect();
         // A second question follows before a deletion.
-        assert_eq!(tries.len(), row.waits.len() + 1 + usize::from(row.verdict == Invalid));
-        for (pair, &wait) in tries.windows(2).zip(row.waits) {
+        assert_eq!(tries.len(), waits.len() + 1 + usize::from(*verdict == Invalid));
+        for (pair, &wait) in tries.windows(2).zip(*waits) {
             let waited = pair[1].at - pair[0].at;
             let wait = Duration::from_secs(wait);
             assert!(waited >= wait && waited < wait + Duration::from_secs(5), "{waited:?}, not {wait:?}");
@@ -131,113 +115,65 @@ fn verdicts_of(row: &str) -> Vec<(Verdict, Verdict)> {
 
 #[test]
 fn five_in_a_row_without_an_answer_ask_for_a_control() {
-    let (good, long) = (format!("UUUUUUU{}", "V".repeat(30)), format!("{}V", "U".repeat(12)));
     let rows = [
         // Fewer than five, or no control is left: it is among the five, gone, or cannot be sent.
-        "U",
-        "UU",
-        "UUUU",
-        "UUUUU",
-        "VUUUUU",
-        "TUUUUUT",
-        "UUTUUU",
-        "UUUUUG",
-        "UT",
+        "U UU UUUU UUUUU VUUUUU TUUUUUT UUTUUU UUUUUG UT",
         // The control does not answer either.
-        "UUUUUU",
-        "UUUUUVU",
-        "VUUUUUVU",
-        "IUUUUUUVU",
-        "IVFUUUUUIVU",
-        "UUUUIUUUUUU",
-        "IIIUUUUUUUU",
+        "UUUUUU UUUUUVU VUUUUUVU IUUUUUUVU IVFUUUUUIVU UUUUIUUUUUU IIIUUUUUUUU",
         // It answers: valid, invalid, unclear, gone meanwhile or too long and another one does.
-        &good,
-        "UUUUUV",
-        "UUUUUVI",
-        "UUUUUVF",
-        "UUUUUVG",
-        "UUUUUVVGG",
-        "UUUUUVT",
-        "IUUUUUI",
-        "UUUUUUUUUUUVVV",
-        &long,
+        "UUUUUV UUUUUVI UUUUUVF UUUUUVG UUUUUVVGG UUUUUVT IUUUUUI UUUUUUUUUUUVVV",
+        "UUUUUUUVVVVVVVVVVVVVVVVVVVVVVVVVVVVVV UUUUUUUUUUUUV",
         // No five in a row.
-        "UUUUVUUUUV",
-        "UUUUFUUUUF",
-        "UUUUIUUUUI",
-        "UUUUV",
-        "VU",
-        "UI",
-        "FU",
-        "UF",
-        "IU",
-        "FFFFFFF",
-        "UUUUFUUUU",
-        "TTTTTTT",
+        "UUUUVUUUUV UUUUFUUUUF UUUUIUUUUI UUUUV VU UI FU UF IU FFFFFFF UUUUFUUUU TTTTTTT",
         // The second question: nobody dies of one reply.
-        "i",
-        "f",
-        "u",
-        "iVIV",
-        "fIu",
-        "VuuI",
-        "VuuuuuII",
-        "VuuuuIuI",
-        "uuuuuuII",
+        "i f u iVIV fIu VuuI VuuuuuII VuuuuIuI uuuuuuII",
     ];
     let modes: [&[&str]; 3] = [&[], &["--dry-run"], &["--shard", "0/1"]];
-    let rows: Vec<_> = rows.iter().flat_map(|row| modes.map(|mode| (*row, mode))).collect();
+    let rows = rows.iter().flat_map(|rows| rows.split(' '));
+    let rows: Vec<_> = rows.flat_map(|row| modes.map(|mode| (row, mode))).collect();
     count(Total::Walls, rows.len());
-    each(
-        &rows,
-        |row| format!("{row:?}"),
-        |&(row, mode)| {
-            let db = Mongod::shared().fresh_db();
-            let verdicts = verdicts_of(row);
-            let long = "T".repeat(4_096);
-            let label = |(i, c)| if c == 'T' { long.as_str() } else { &row[i..=i] };
-            let ids = add_tokens(&db, &row.char_indices().map(label).collect::<Vec<_>>());
-            let gone = ids.iter().zip(row.chars()).filter(|(_, c)| *c == 'G').map(|(id, _)| *id);
-            let gone: Vec<_> = gone.inspect(|&id| db.disown(id)).collect();
-            let (before, tokens) = (db.snapshot(), db.tokens());
-            let api = Stub::start(move |request| {
-                if request.number == 5 {
-                    tokens.delete_many(doc! { "_id": { "$in": &gone } }).run().expect("delete");
-                }
-                let label = request.token().split('-').nth(1).unwrap_or_default();
-                let [(first, second)] = verdicts_of(label)[..] else { panic!("{label}") };
-                match if request.nth == 1 { first } else { second } {
-                    Valid | Gone => Reply::valid(),
-                    Invalid => Reply::invalid(),
-                    Unclear => refusal("data not found"),
-                    _ => Reply::close(),
-                }
-            });
-            let (mut expected, fates) = run_of(&db, &verdicts);
-            // No cleanup after an early stop, and none of a token that was just refreshed.
-            let run =
-                talkative(&db, &api).args(["--retries", "0", "--max-delete", "100%", "--cleanup-days", "30"]);
-            let outcome = run.args(mode).go();
-            if mode == ["--dry-run"] {
-                expected["dry_run"] = true.into();
-                assert_report(&outcome, &expected);
-                let kept =
-                    |id| if fates_by_id(&ids, fates.clone())(id) == Fate::Gone { Fate::Gone } else { Kept };
-                assert_fates(&db, &before, kept);
-                return;
+    each(&rows, |&(row, mode)| {
+        let db = Mongod::shared().fresh_db();
+        let verdicts = verdicts_of(row);
+        let long = "T".repeat(70_000);
+        let label = |(i, c)| if c == 'T' { long.as_str() } else { &row[i..=i] };
+        let ids = db.add_labelled(&row.char_indices().map(label).collect::<Vec<_>>());
+        let gone = ids.iter().zip(row.chars()).filter(|(_, c)| *c == 'G').map(|(id, _)| *id);
+        let gone: Vec<_> = gone.inspect(|&id| db.disown(id)).collect();
+        let (before, tokens) = (db.snapshot(), db.tokens());
+        let api = Stub::start(move |request| {
+            if request.number == 5 {
+                tokens.delete_many(doc! { "_id": { "$in": &gone } }).run().expect("delete");
             }
-            assert_report(&outcome, &expected);
-            assert_fates(&db, &before, fates_by_id(&ids, fates));
-            if expected["exit_code"] == 5 && !row.contains(['T', 'G']) {
-                // The API is back: the next run finds what is left as it was.
-                let left = db.snapshot().tokens.len();
-                let healed = Stub::always(Reply::valid());
-                let expected = report(&db, 0, None, &[("total", left), ("success", left)]);
-                assert_report(&talkative(&db, &healed).go(), &expected);
+            let label = request.token().split('-').nth(1).unwrap_or_default();
+            let [(first, second)] = verdicts_of(label)[..] else { panic!("{label}") };
+            match if request.nth == 1 { first } else { second } {
+                Valid | Gone => Reply::valid(),
+                Invalid => Reply::invalid(),
+                Unclear => Reply::refusal("data not found"),
+                _ => Reply::close(),
             }
-        },
-    );
+        });
+        let (mut expected, mut fates) = run_of(&db, &verdicts);
+        // No cleanup after an early stop, and none of a token that was just refreshed.
+        let run =
+            talkative(&db, &api).args(["--retries", "0", "--max-delete", "100%", "--cleanup-days", "30"]);
+        let outcome = run.args(mode).go();
+        let is_dry = mode == ["--dry-run"];
+        expected["dry_run"] = is_dry.into();
+        if is_dry {
+            fates.iter_mut().filter(|fate| **fate != Fate::Gone).for_each(|fate| *fate = Kept);
+        }
+        assert_report(&outcome, &expected);
+        assert_fates(&db, &before, &ids, &fates);
+        if !is_dry && expected["exit_code"] == 5 && !row.contains(['T', 'G']) {
+            // The API is back: the next run finds what is left as it was.
+            let left = db.snapshot().tokens.len();
+            let healed = Stub::always(Reply::valid());
+            let expected = report(&db, 0, None, &[("success", left)]);
+            assert_report(&talkative(&db, &healed).go(), &expected);
+        }
+    });
 }
 
 #[test]
@@ -246,48 +182,30 @@ fn a_wall_costs_six_questions() {
         ("403", Reply::http(403, &[], "<html>invalid access_token</html>"), false),
         ("404", Reply::http(404, &[], "not found"), false),
         ("HTML", Reply::http(200, &[], "<html>invalid access_token</html>"), false),
-        ("503", Reply::http(503, &[], "down"), true),
-        ("busy", Reply::busy(), true),
+        ("503", Reply::http(503, &[("Retry-After", "0")], "down"), true),
+        ("busy", Reply::busy().header("Retry-After", "0"), true),
         ("reset", Reply::reset(), true),
     ];
     let modes: [&[&str]; 4] = [&[], &["--dry-run"], &["--shard", "1/2"], &["--cleanup-days", "30"]];
     let rows: Vec<_> = walls.iter().flat_map(|wall| modes.map(|mode| (wall, mode))).collect();
     count(Total::Walls, rows.len());
-    each(
-        &rows,
-        |((name, ..), mode)| format!("{name} {mode:?}"),
-        |((_, reply, is_tried_again), mode)| {
-            let db = Mongod::shared().fresh_db();
-            add_tokens(&db, &["valid"; 58]);
-            db.add_all(
-                ["valid", "valid"].map(|label| Seed::new(&unique_token(label)).last_used_days_ago(41.0)),
-            );
-            let before = db.snapshot();
-            let api = Stub::always(reply.clone());
-            let outcome = talkative(&db, &api).args(["--retries", "1"]).args(*mode).go();
-            let total = usize::try_from(outcome.json()["total"].as_u64().expect("a count")).expect("small");
-            assert!(if mode.contains(&"--shard") { (7..60).contains(&total) } else { total == 60 });
-            let counts = [("total", total), ("failed", 6), ("unprocessed", total - 6)];
-            let mut expected = report(&db, 5, Some("api_unreachable"), &counts);
-            expected["dry_run"] = mode.contains(&"--dry-run").into();
-            assert_report(&outcome, &expected);
-            assert_eq!(db.snapshot(), before);
-            assert_eq!(api.requests(), if *is_tried_again { 12 } else { 6 });
-        },
-    );
-}
-
-#[test]
-fn a_dead_api_that_asks_for_patience_ends_the_run_with_the_default_tries() {
-    let db = Mongod::shared().fresh_db();
-    add_tokens(&db, &["valid"; 9]);
-    let before = db.snapshot();
-    let api = Stub::always(Reply::json(503, "{}").header("Retry-After", "2"));
-    let outcome = talkative(&db, &api).go();
-    let (expected, _) = run_of(&db, &twice(&[NoAnswer; 9]));
-    assert_report(&outcome, &expected);
-    assert_fates(&db, &before, |_| Kept);
-    assert_eq!(api.requests(), 6 * 3);
+    each(&rows, |((_, reply, is_tried_again), mode)| {
+        let db = Mongod::shared().fresh_db();
+        db.add_labelled(&["valid"; 58]);
+        let _unused = ["valid", "valid"].map(|label| db.add_used(label, 41.0));
+        let before = db.snapshot();
+        let api = Stub::always(reply.clone());
+        let outcome = talkative(&db, &api).args(*mode).go();
+        let total = usize::try_from(outcome.json()["total"].as_u64().expect("a count")).expect("small");
+        assert!(if mode.contains(&"--shard") { (7..60).contains(&total) } else { total == 60 });
+        let counts = [("failed", 6), ("unprocessed", total - 6)];
+        let mut expected = report(&db, 5, Some("api_unreachable"), &counts);
+        expected["dry_run"] = mode.contains(&"--dry-run").into();
+        assert_report(&outcome, &expected);
+        assert_eq!(db.snapshot(), before);
+        // Six questions, with the default tries.
+        assert_eq!(api.requests(), if *is_tried_again { 18 } else { 6 });
+    });
 }
 
 #[test]
@@ -296,8 +214,8 @@ fn an_api_that_refuses_everybody_says_nothing_about_who_is_unused() {
         let db = Mongod::shared().fresh_db();
         db.add_all([41.0, 2.0, 1.0].map(|days| Seed::new(&unique_token("unclear")).last_used_days_ago(days)));
         let before = db.snapshot();
-        let outcome = talkative(&db, &Stub::start(as_labelled)).args(args).go();
-        let mut expected = report(&db, 3, None, &[("total", 3), ("failed", 3)]);
+        let outcome = talkative(&db, &Stub::by_label()).args(args).go();
+        let mut expected = report(&db, 3, None, &[("failed", 3)]);
         expected["dry_run"] = args.contains(&"--dry-run").into();
         assert_report(&outcome, &expected);
         assert_eq!(db.snapshot(), before);
@@ -308,97 +226,81 @@ fn an_api_that_refuses_everybody_says_nothing_about_who_is_unused() {
 
 #[test]
 fn the_delete_limit_holds_back_all_or_nothing() {
-    // Tokens, how many are to go, --max-delete, whether that is too many.
-    let rows: [(usize, usize, &str, bool); 22] = [
-        (1, 1, "", false),
-        (3, 3, "", false),
-        (4, 4, "", true),
-        (8, 3, "", false),
-        (8, 8, "", true),
-        (15, 4, "", true),
-        (19, 3, "", false),
-        (20, 4, "", false),
-        (20, 5, "", true),
-        (60, 12, "", false),
-        (60, 13, "", true),
-        (5, 0, "0", false),
-        (5, 1, "0", true),
-        (5, 3, "3", false),
-        (5, 4, "3", true),
-        (5, 1, "0%", true),
-        (9, 4, "50%", false),
-        (9, 5, "50%", true),
-        (3, 1, "33%", true),
-        (30, 30, "100%", false),
-        (30, 30, "99%", true),
-        (30, 30, "4294967295", false),
+    // --max-delete, how many of how many tokens it lets go, and how many it does not.
+    let limits = [
+        ("", "1/1 3/3 3/8 3/19 4/20 12/60", "4/4 8/8 4/15 5/20 13/60"),
+        ("0", "0/5", "1/5"),
+        ("3", "3/5", "4/5"),
+        ("0%", "", "1/5"),
+        ("33%", "", "1/3"),
+        ("50%", "4/9", "5/9"),
+        ("99%", "", "30/30"),
+        ("100%", "30/30", ""),
+        ("4294967295", "30/30", ""),
     ];
-    let rows: Vec<_> = rows.into_iter().flat_map(|row| [(row, true), (row, false)]).collect();
-    each(
-        &rows,
-        |row| format!("{row:?}"),
-        |&((tokens, to_go, limit, held), by_verdict)| {
-            let db = Mongod::shared().fresh_db();
-            let label = |i| if i < to_go { "invalid" } else { "valid" };
-            let labels: Vec<_> = (0..tokens).map(label).collect();
-            let ids = if by_verdict {
-                add_tokens(&db, &labels)
-            } else {
-                db.add_all((0..tokens).map(|i| {
-                    let days = if i < to_go { 41.0 } else { 3.0 };
-                    Seed::new(&unique_token(label(i))).last_used_days_ago(days)
-                }))
-            };
-            let before = db.snapshot();
-            let api = Stub::start(as_labelled);
-            // By age nothing was used within a day: no token is refreshed.
-            let age = if by_verdict { "100" } else { "1" };
-            let run = || talkative(&db, &api).args(["--max-age-days", age, "--cleanup-days", "30"]);
-            let limited = || if limit.is_empty() { run() } else { run().args(["--max-delete", limit]) };
-            let expected = |held: bool| {
-                let gone = if held { "withheld" } else { "deleted" };
-                let by_verdict =
-                    by_verdict.then_some([("total", tokens), ("success", tokens - to_go), (gone, to_go)]);
-                let counts =
-                    by_verdict.map_or_else(|| vec![("cleaned", if held { 0 } else { to_go })], Vec::from);
-                let (code, stopped) = if held { (25, Some("delete_limit")) } else { (0, None) };
-                report(&db, code, stopped, &counts)
-            };
-            let mut would_be = expected(held);
-            would_be["dry_run"] = true.into();
-            assert_report(&limited().arg("--dry-run").go(), &would_be);
-            assert_eq!(db.snapshot(), before);
-            let asked = if by_verdict { tokens + if held { 0 } else { to_go } } else { 0 };
-            assert_eq!(api.requests(), asked, "a step that is held back asks nothing");
-
-            let outcome = limited().go();
-            assert_report(&outcome, &expected(held));
-            let is_limit = |line: &&str| line.contains("[WARNING]") && line.contains("--max-delete");
-            let warning = outcome.stderr.lines().find(is_limit);
-            let stays = if by_verdict { Refreshed } else { Kept };
-            let fate = |goes: Fate| {
-                let fates = (0..tokens).map(|i| if i < to_go { goes } else { stays });
-                fates_by_id(&ids, fates.collect())
-            };
-            assert_fates(&db, &before, fate(if held { Kept } else { Recycled }));
-            let said = |part: &str| outcome.stderr.lines().filter(|line| line.contains(part)).count();
-            if held {
-                // It says how many, and how to go on; that works.
-                let warning = warning.unwrap_or_else(|| panic!("{}", outcome.stderr));
-                assert!(warning.contains(&format!("{to_go} 个")), "{warning}");
-                assert!(!by_verdict || said("'invalid'") >= to_go, "{}", outcome.stderr);
-                assert!(!by_verdict || said("清理") == 1, "{}", outcome.stderr);
-                let again = db.snapshot();
-                let enough = to_go.to_string();
-                assert_report(&run().args(["--max-delete", &enough]).go(), &expected(false));
-                assert_fates(&db, &again, fate(Recycled));
-            } else {
-                let back = report(&db, 0, None, &[("total", to_go), ("success", to_go)]);
-                assert_report(&talkative(&db, &api).args(["--restore-hours", "1"]).go(), &back);
-                assert!(db.snapshot().tokens.len() == tokens && db.snapshot().bin.is_empty());
+    let mut rows = Vec::new();
+    for (limit, few, many) in limits {
+        for (part, held) in [(few, false), (many, true)] {
+            for (to_go, tokens) in part.split(' ').filter_map(|part| part.split_once('/')) {
+                let [to_go, tokens] = [to_go, tokens].map(|n| n.parse().expect("a number"));
+                rows.extend([true, false].map(|by_verdict| ((tokens, to_go, limit, held), by_verdict)));
             }
-        },
-    );
+        }
+    }
+    each(&rows, |&((tokens, to_go, limit, held), by_verdict): &((usize, usize, &str, bool), bool)| {
+        let db = Mongod::shared().fresh_db();
+        let label = |i| if i < to_go { "invalid" } else { "valid" };
+        let labels: Vec<_> = (0..tokens).map(label).collect();
+        let ids = if by_verdict {
+            db.add_labelled(&labels)
+        } else {
+            (0..tokens).map(|i| db.add_used(label(i), if i < to_go { 41.0 } else { 3.0 })).collect()
+        };
+        let before = db.snapshot();
+        let api = Stub::by_label();
+        // By age nothing was used within a day: no token is refreshed.
+        let age = if by_verdict { "100" } else { "1" };
+        let run = || talkative(&db, &api).args(["--max-age-days", age, "--cleanup-days", "30"]);
+        let limited = || if limit.is_empty() { run() } else { run().args(["--max-delete", limit]) };
+        let expected = |held: bool| {
+            let gone = if held { "withheld" } else { "deleted" };
+            let counts = if by_verdict {
+                vec![("success", tokens - to_go), (gone, to_go)]
+            } else {
+                vec![("cleaned", if held { 0 } else { to_go })]
+            };
+            let (code, stopped) = if held { (25, Some("delete_limit")) } else { (0, None) };
+            report(&db, code, stopped, &counts)
+        };
+        let fates = |goes: Fate| {
+            let stays = if by_verdict { Refreshed } else { Kept };
+            [vec![goes; to_go], vec![stays; tokens - to_go]].concat()
+        };
+        assert_report(&limited().arg("--dry-run").go(), &dry(expected(held)));
+        assert_eq!(db.snapshot(), before);
+        let asked = if by_verdict { tokens + if held { 0 } else { to_go } } else { 0 };
+        assert_eq!(api.requests(), asked, "a step that is held back asks nothing");
+
+        let outcome = limited().go();
+        assert_report(&outcome, &expected(held));
+        assert_fates(&db, &before, &ids, &fates(if held { Kept } else { Recycled }));
+        if held {
+            // It says how many, and how to go on; that works.
+            let said = |parts: &[&str]| {
+                let is_it = |line: &&str| parts.iter().all(|part| line.contains(part));
+                outcome.stderr.lines().filter(is_it).count()
+            };
+            assert_eq!(said(&["[WARNING]", "--max-delete", &format!("{to_go} 个")]), 1);
+            assert!(!by_verdict || said(&["'invalid'"]) >= to_go && said(&["清理"]) == 1);
+            let again = db.snapshot();
+            assert_report(&run().args(["--max-delete", &to_go.to_string()]).go(), &expected(false));
+            assert_fates(&db, &again, &ids, &fates(Recycled));
+        } else {
+            let back = report(&db, 0, None, &[("success", to_go)]);
+            assert_report(&talkative(&db, &api).args(["--restore-hours", "1"]).go(), &back);
+            assert!(db.snapshot().tokens.len() == tokens && db.snapshot().bin.is_empty());
+        }
+    });
 }
 
 /// When a signal comes, besides at every command to the database (`steps.rs`).
@@ -415,56 +317,68 @@ enum Then {
 #[test]
 fn a_signal_ends_the_run_after_the_token_at_hand() {
     use Then::{Check, Pause, Retry};
-    let moments = [Check(1), Check(2), Check(5), Check(6), Check(7), Pause, Retry];
-    let rows: Vec<_> =
-        moments.into_iter().flat_map(|then| [(then, Signal::INT), (then, Signal::TERM)]).collect();
-    each(
-        &rows,
-        |row| format!("{row:?}"),
-        |&(then, signal)| {
-            let db = Mongod::shared().fresh_db();
-            // Two are condemned, and two more are what the cleanup would take.
-            let mut ids = db.add_all(
-                ["unclear", "unclear"].map(|label| Seed::new(&unique_token(label)).last_used_days_ago(41.0)),
-            );
-            ids.extend(add_tokens(&db, &["invalid", "invalid", "last"]));
-            let before = db.snapshot();
-            let (gate, reached, go) = Gate::new();
-            let api = Stub::start(move |request| {
-                match then {
-                    Check(n) if request.number == n => gate.wait(),
-                    Retry if request.number == 2 => {
-                        return Reply::json(503, "{}").header("Retry-After", "60");
-                    }
-                    _ => {}
-                }
-                as_labelled(request)
-            });
-            let delay = if let Pause = then { "600000" } else { "0" };
-            let run = talkative(&db, &api).no_args().args(["--json", "-v", "--delay-ms", delay]);
-            let live = run.args(["--cleanup-days", "30"]).start();
-            match then {
-                Check(_) => reached.recv_timeout(PATIENCE).expect("the moment"),
-                Pause => drop(live.await_line("刷新失败")),
-                Retry => drop(live.await_line("秒后重试")),
-            }
-            let start = Instant::now();
-            live.signal(signal);
-            drop(go);
-            let outcome = live.wait();
-            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Two are condemned, and two more are what the cleanup would take.
+    let five: &[&str] = &["unclear-unused", "unclear-unused", "invalid", "invalid", "last"];
+    // Tokens, moment, exit code if it is not the signal's; success, failed, deleted, withheld, unprocessed.
+    let rows: [(&[&str], _, _, _); 11] = [
+        (five, Check(1), None, [0, 1, 0, 0, 4]),
+        (five, Check(2), None, [0, 2, 0, 0, 3]),
+        (five, Check(5), None, [1, 2, 0, 2, 0]),
+        (five, Check(6), None, [1, 2, 0, 2, 0]),
+        (five, Check(7), None, [1, 2, 1, 1, 0]),
+        (five, Pause, None, [0, 1, 0, 0, 4]),
+        (five, Retry, None, [0, 2, 0, 0, 3]),
+        // The very last question: what left nothing undone was not stopped.
+        (&["valid"], Check(1), Some(0), [1, 0, 0, 0, 0]),
+        (&["valid", "unclear"], Check(2), Some(3), [1, 1, 0, 0, 0]),
+        (&["valid", "down"], Check(2), None, [1, 1, 0, 0, 0]),
+        (&["valid", "invalid"], Check(2), None, [1, 0, 0, 1, 0]),
+    ];
+    let rows: Vec<_> = rows.into_iter().flat_map(|row| [(row, Signal::INT), (row, Signal::TERM)]).collect();
+    each(&rows, |&((labels, then, code, counts), signal)| {
+        let db = Mongod::shared().fresh_db();
+        let ids: Vec<_> = labels
+            .iter()
+            .zip([0.9, 0.8, 0.7, 0.6, 0.5])
+            .map(|(label, days)| db.add_used(label, if label.contains("unused") { 41.0 } else { days }))
+            .collect();
+        let before = db.snapshot();
+        let n = if let Check(n) = then { n } else { 0 };
+        let (api, moment) = gated_by(n, move |request| match then {
+            Retry if request.number == 2 => Reply::json(503, "{}").header("Retry-After", "60"),
+            _ => Reply::by_label(request.token()),
+        });
+        let delay = if let Pause = then { "600000" } else { "0" };
+        let run = talkative(&db, &api).no_args().args(["--json", "-v", "--delay-ms", delay]);
+        let live = run.args(["--cleanup-days", "30"]).start();
+        match then {
+            Check(_) => moment.come(),
+            Pause => drop(live.await_line("刷新失败")),
+            Retry => drop(live.await_line("秒后重试")),
+        }
+        let start = Instant::now();
+        live.signal(signal);
+        drop(moment);
+        let outcome = live.wait();
+        // A pause ends within 2 s; the rest is for a busy machine.
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 
-            let last = if let Check(5..=7) = then { Refreshed } else { Kept };
-            let (counts, gone): (&[(&str, usize)], _) = match then {
-                Check(1) | Pause => (&[("failed", 1), ("unprocessed", 4)], Kept),
-                Check(2) | Retry => (&[("failed", 2), ("unprocessed", 3)], Kept),
-                Check(5 | 6) => (&[("failed", 2), ("success", 1), ("withheld", 2)], Kept),
-                Check(_) => (&[("failed", 2), ("success", 1), ("deleted", 1), ("withheld", 1)], Recycled),
-            };
-            let code = if signal == Signal::INT { 130 } else { 143 };
-            let counts: Vec<_> = counts.iter().copied().chain([("total", 5)]).collect();
-            assert_report(&outcome, &report(&db, code, Some("signal"), &counts));
-            assert_fates(&db, &before, fates_by_id(&ids, vec![Kept, Kept, gone, Kept, last]));
-        },
-    );
+        let (code, stopped) = match code {
+            Some(code) => (code, None),
+            None => (if signal == Signal::INT { 130 } else { 143 }, Some("signal")),
+        };
+        let [success, _, deleted, ..] = counts;
+        assert_report(&outcome, &report(&db, code, stopped, &of_tokens(counts)));
+        let mut fates: Vec<_> = labels
+            .iter()
+            .map(|label| match *label {
+                "last" | "valid" if success == 1 => Refreshed,
+                _ => Kept,
+            })
+            .collect();
+        if deleted == 1 {
+            fates[2] = Recycled;
+        }
+        assert_fates(&db, &before, &ids, &fates);
+    });
 }
