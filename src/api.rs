@@ -11,7 +11,7 @@ use crate::args::Args;
 use crate::settings::Settings;
 use crate::stop;
 use crate::text::{AccessToken, escape, os_error, presentable};
-use crate::verdict::{TOO_LARGE, Verdict, judge};
+use crate::verdict::{TOO_LARGE, Verdict, info_id, judge};
 
 const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
      (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
@@ -76,7 +76,13 @@ impl Api {
         let verdict = loop {
             tries += 1;
             let (verdict, retry_after) = match self.call(agent, token) {
-                Ok((status, body, retry_after)) => (judge(status, &body), retry_after),
+                Ok((status, body, retry_after)) => {
+                    let verdict = judge(status, &body);
+                    if verdict == Verdict::Valid {
+                        debug!("  📡 [API] 获取报名详情成功{}", shown_id(&body, token));
+                    }
+                    (verdict, retry_after)
+                }
                 Err(Error::BodyExceedsLimit(_)) => (Verdict::no_answer(TOO_LARGE, false), None),
                 Err(error) => (Verdict::no_answer(describe(&error), true), None),
             };
@@ -119,18 +125,18 @@ impl Api {
 fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
     let safe = |text: String| presentable(&text, Some(token));
     match verdict {
-        Verdict::Valid { info_id } => {
-            // In two halves, which are too short to be masked: only an echo of the token is left out.
-            let info_id =
-                info_id.filter(|id| safe(format!("{} {}", &id[..12], &id[12..])).starts_with(&id[..12]));
-            let shown = info_id.as_ref().map_or_else(String::new, |id| format!(", info_id={id}"));
-            debug!("  📡 [API] 获取报名详情成功{shown}");
-            Verdict::Valid { info_id }
-        }
+        Verdict::Valid => Verdict::Valid,
         Verdict::Invalid(text) => Verdict::Invalid(safe(text)),
         Verdict::Unclear(text) => Verdict::Unclear(safe(text)),
         Verdict::NoAnswer { reason, is_passing } => Verdict::no_answer(safe(reason), is_passing),
     }
+}
+
+/// The id of the enrolment, unless it repeats the token; in halves too short to be masked.
+fn shown_id(body: &[u8], token: &AccessToken) -> String {
+    let is_safe =
+        |id: &str| presentable(&format!("{} {}", &id[..12], &id[12..]), Some(token)).starts_with(&id[..12]);
+    info_id(body).filter(|id| is_safe(id)).map_or_else(String::new, |id| format!(", info_id={id}"))
 }
 
 /// A fault in words of our own: some of ureq's texts repeat the whole URL.

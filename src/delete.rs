@@ -165,12 +165,12 @@ fn ask_again(
     let asked = Instant::now();
     let verdict = api.ask_afresh(access_token, silence.patience_ends());
     silence.note(&verdict, asked);
-    summary.any_valid |= matches!(verdict, Verdict::Valid { .. });
+    summary.any_valid |= matches!(verdict, Verdict::Valid);
     match verdict {
         Verdict::Invalid(_) | Verdict::NoAnswer { .. } if stop::requested().is_some() => Ok(Fate::Kept),
         Verdict::Invalid(_) => move_to_bin(store, candidate),
         Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => Ok(Fate::Failed(reason)),
-        Verdict::Valid { .. } => match store.mark_used(token) {
+        Verdict::Valid => match store.mark_used(token) {
             Ok(Written::Done | Written::Would) => Ok(Fate::Valid),
             Ok(Written::Changed) => Ok(Fate::Changed),
             Err(error) if error.is_fatal() => Err((Fate::Failed(error.to_string()), error)),

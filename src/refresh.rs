@@ -200,7 +200,7 @@ impl Run<'_> {
         info!("🔄 刷新 Token: 名片 '{name}' (ID: {card_id})");
         let label = format!("{number} 名片 '{name}'");
         match self.ask(&token) {
-            Verdict::Valid { .. } => return self.mark_used(&label, &token),
+            Verdict::Valid => return self.mark_used(&label, &token),
             Verdict::Invalid(reason) => {
                 warn!("  ⚠️ {label} Token 已失效: {reason}");
                 let (id, guard) = (token.id, token.guard());
@@ -222,7 +222,7 @@ impl Run<'_> {
         if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
             self.summary.raise(Stop::Signal(signal)); // it was not tried again
         }
-        self.summary.any_valid |= matches!(verdict, Verdict::Valid { .. });
+        self.summary.any_valid |= matches!(verdict, Verdict::Valid);
         self.summary.any_invalid |= matches!(verdict, Verdict::Invalid(_));
         verdict
     }

@@ -88,7 +88,7 @@ fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Re
     let reason = match token.sendable() {
         Err(reason) => reason.to_owned(),
         Ok(access_token) => match api.ask(access_token, Silence::default().patience_ends()) {
-            Verdict::Valid { .. } => match store.mark_used(token)? {
+            Verdict::Valid => match store.mark_used(token)? {
                 Written::Changed => {
                     warn!("⏭️ 名片 '{name}' 跳过: Token 已被其他程序更改");
                     summary.counts.skipped = 1;

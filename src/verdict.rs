@@ -4,15 +4,15 @@
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// What is known of a token after it was asked about. The texts are the API's
 /// own or say what is wrong with its reply; they are not safe to show yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The API accepted the token; the id of the caller's own enrolment where
-    /// the reply has a well-formed one.
-    Valid { info_id: Option<String> },
+    /// The API accepted the token.
+    Valid,
     /// The API says that the token is dead: the only reply that condemns.
     Invalid(String),
     /// The API refused for a reason that says nothing of the token.
@@ -72,7 +72,7 @@ pub fn judge(status: u16, body: &[u8]) -> Verdict {
         return Verdict::no_answer("响应没有整数 sta", false);
     };
     if sta == 0 {
-        return Verdict::Valid { info_id: info_id(body) };
+        return Verdict::Valid;
     }
     let msg = reply.msg.and_then(|msg| serde_json::from_str::<String>(msg.get()).ok()).unwrap_or_default();
     if msg.trim_matches(|c: char| c.is_ascii_whitespace()).eq_ignore_ascii_case(CONDEMNING) {
@@ -93,17 +93,11 @@ fn asks_to_wait(text: &str) -> bool {
     WAITING.iter().any(|part| text.contains(part))
 }
 
-fn info_id(body: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Enrolled {
-        data: Data,
-    }
-    #[derive(Deserialize)]
-    struct Data {
-        info_id: String,
-    }
-    let id = serde_json::from_str::<Enrolled>(body).ok()?.data.info_id;
-    (id.len() == 24 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+/// The id of the caller's own enrolment, when a reply has a well-formed one.
+pub fn info_id(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let id = body["data"]["info_id"].as_str()?;
+    (id.len() == 24 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
 /// What to check when this is the commonest reason and nothing worked.
@@ -193,7 +187,7 @@ mod tests {
 
     fn kind(status: u16, body: &[u8]) -> Kind {
         match judge(status, body) {
-            Verdict::Valid { .. } => Valid,
+            Verdict::Valid => Valid,
             Verdict::Invalid(_) => Invalid,
             Verdict::Unclear(_) => Unclear,
             Verdict::NoAnswer { is_passing: false, .. } => NoAnswer,
@@ -300,14 +294,10 @@ mod tests {
 
     #[test]
     fn only_a_well_formed_info_id_is_taken() {
-        let info_id = |id: &str| {
-            let body = serde_json::json!({ "sta": 0, "data": { "info_id": id } }).to_string();
-            judge(200, body.as_bytes())
-        };
+        let taken = |id: &str| info_id(format!(r#"{{"sta":0,"data":{{"info_id":"{id}"}}}}"#).as_bytes());
         let id = "698add7c7068f814935d6804";
-        assert_eq!(info_id(id), Verdict::Valid { info_id: Some(id.to_owned()) });
-        assert_eq!(info_id("\u{1b}[2J"), Verdict::Valid { info_id: None });
-        assert_eq!(info_id("short"), Verdict::Valid { info_id: None });
+        assert_eq!(taken(id).as_deref(), Some(id));
+        assert_eq!((taken("\\u001b[2J"), taken("short"), info_id(b"[]")), (None, None, None));
     }
 
     #[test]
