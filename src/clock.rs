@@ -5,6 +5,7 @@
 use std::time::Instant;
 use std::{env, fmt, fs};
 
+use jiff::fmt::temporal::DateTimePrinter;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
@@ -32,10 +33,13 @@ impl WallTime {
     }
 }
 
+/// `2026-02-12 18:50:13`
+const PRINTER: DateTimePrinter = DateTimePrinter::new().separator(b' ').precision(Some(0));
+
 impl fmt::Display for WallTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Timestamp::from_millisecond(self.0) {
-            Ok(at) => write!(f, "{}", at.strftime("%Y-%m-%d %H:%M:%S")),
+            Ok(at) => f.write_str(&PRINTER.datetime_to_string(&TimeZone::UTC.to_datetime(at))),
             Err(_) => f.write_str("时间超出范围"),
         }
     }

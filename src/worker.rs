@@ -44,7 +44,7 @@ impl Worker {
         end: Instant,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        let (done, answer) = mpsc::channel();
+        let (done, answer) = mpsc::sync_channel(1);
         let least = Instant::now() + LEAST;
         let job = Box::new(move || {
             let _ = done.send(job()); // nobody waits for a job that was given up
