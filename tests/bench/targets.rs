@@ -66,19 +66,18 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let (flags, names): (Vec<&str>, Vec<&str>) =
-        args.iter().map(|arg| &**arg).partition(|arg| arg.starts_with('-'));
+    let has = |wanted: &str| args.iter().any(|arg| arg == wanted);
+    let is_part = |arg: &String| PARTS.iter().any(|part| part.name == arg);
     // Cargo adds this to a benchmark, but not when it runs one as a test.
-    let is_bench = flags.contains(&"--bench");
-    let is_known = |name: &&str| PARTS.iter().any(|part| part.name == *name);
-    if !is_bench || !names.iter().all(is_known) {
+    let is_bench = has("--bench");
+    if !is_bench || !args.iter().all(|arg| is_part(arg) || arg == "--bench" || arg == "--long") {
         println!("{USAGE}");
         return ExitCode::from(if is_bench { 2 } else { 0 });
     }
     let (start, mut table) = (Instant::now(), Table::new());
     for part in &PARTS {
-        let is_default = names.is_empty() && (flags.contains(&"--long") || !part.long);
-        if is_default || names.contains(&part.name) {
+        let is_default = !args.iter().any(is_part) && (has("--long") || !part.long);
+        if is_default || has(part.name) {
             // A thread of its own, because what it starts inherits its CPU.
             thread::scope(|scope| scope.spawn(|| part.run(&mut table)).join().expect("measurement"));
         }

@@ -3,8 +3,9 @@
 use crate::faults::each;
 use crate::support::compare::date;
 use crate::support::mongod::READS;
-use crate::support::{Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, tls, unique_token};
-use crate::support::{dead, unresponsive, wall_clock};
+use crate::support::{
+    Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, dead, tls, unique_token, unresponsive, wall_clock,
+};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, doc};
 use std::process::Command;

@@ -74,9 +74,8 @@ impl Mongod {
 
     fn launch(options: Options) -> Self {
         // Another process may take the port first: then this mongod ends, and the next port is tried.
-        let servers =
-            (0..5).map(|_| Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() });
-        servers.into_iter().find(Self::run).expect("a mongod that starts")
+        let server = || Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() };
+        (0..5).map(|_| server()).find(Self::run).expect("a mongod that starts")
     }
 
     /// Starts the process and waits until it takes connections; false when it ended instead.

@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Debug)]
@@ -208,7 +208,6 @@ pub struct Stub {
     address: SocketAddr,
     scheme: &'static str,
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
 }
 
 type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
@@ -256,8 +255,8 @@ impl Stub {
         let (log, stopping) = (Watched::default(), AtomicBool::new(false));
         let shared = Arc::new(Shared { handler, tls, log, stopping });
         let acceptor = Arc::clone(&shared);
-        let accepting = thread::spawn(move || acceptor.accept(&listener));
-        Self { address, scheme, shared, accepting: Some(accepting) }
+        thread::spawn(move || acceptor.accept(&listener));
+        Self { address, scheme, shared }
     }
 
     pub fn base(&self) -> String {
@@ -297,9 +296,6 @@ impl Drop for Stub {
         self.shared.stopping.store(true, Ordering::SeqCst);
         // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
         for connection in self.shared.log.lock().open.values() {
             let _ = connection.shutdown(Shutdown::Both);
         }

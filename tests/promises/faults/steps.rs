@@ -136,39 +136,20 @@ enum Blow {
     Term(Act),
 }
 
-/// Whether it happens after the server carried the command out, and what. The last ones befall
-/// writes only.
-const BLOWS: [(bool, Blow); 28] = [
-    (false, Blow::Rival),
-    (false, Blow::Change(Change::Renews, 0)),
-    (false, Blow::Change(Change::Renews, 1)),
-    (false, Blow::Change(Change::Uses, 0)),
-    (false, Blow::Change(Change::Uses, 1)),
-    (false, Blow::Change(Change::Deletes, 0)),
-    (false, Blow::Change(Change::Deletes, 1)),
-    (false, Blow::Change(Change::Replaces, 0)),
-    (false, Blow::Change(Change::Replaces, 1)),
-    (false, Blow::Passing(Act::Cut)),
-    (true, Blow::Passing(Act::Cut)),
-    (false, Blow::Passing(Act::Fail(16_500))),
-    (true, Blow::Passing(Act::Fail(262))),
-    (false, Blow::Once(Act::Hold)),
-    (false, Blow::Once(Act::Fail(13))),
-    (false, Blow::Once(Act::Fail(8_000))),
-    (false, Blow::Gone),
-    (true, Blow::Gone),
-    (false, Blow::Kill),
-    (true, Blow::Kill),
-    (false, Blow::Term(Act::Hold)),
-    (false, Blow::Term(Act::Pass)),
-    (true, Blow::Once(Act::Hold)),
-    (true, Blow::Once(Act::Fail(8_000))),
-    (true, Blow::Once(Act::Doubt(64))),
-    (true, Blow::Once(Act::Doubt(79))),
-    (true, Blow::Once(Act::Doubt(100))),
-    (true, Blow::Term(Act::Hold)),
-];
-const OF_WRITES: usize = 22;
+/// All that can happen to a command, each with whether it does so once the server carried it out.
+fn blows(is_write: bool) -> Vec<(bool, Blow)> {
+    use Act::{Cut, Doubt, Fail, Hold, Pass};
+    use Blow::{Gone, Kill, Once, Passing, Rival, Term};
+    let changes = [Change::Renews, Change::Uses, Change::Deletes, Change::Replaces];
+    let changes = changes.into_iter().flat_map(|change| [0, 1].map(|place| Blow::Change(change, place)));
+    let passing = [Passing(Cut), Passing(Fail(16_500)), Once(Hold), Once(Fail(13)), Once(Fail(8_000))];
+    let lasting = [Rival, Gone, Kill, Term(Hold), Term(Pass)];
+    let first = changes.chain(passing).chain(lasting).map(|blow| (false, blow));
+    let then = [Passing(Cut), Passing(Fail(262)), Gone, Kill];
+    let of_writes = [Hold, Fail(8_000), Doubt(64), Doubt(79), Doubt(100)].map(Once);
+    let of_writes = of_writes.into_iter().chain([Term(Hold)]).filter(|_| is_write);
+    first.chain(then.into_iter().chain(of_writes).map(|blow| (true, blow))).collect()
+}
 
 /// A run over a wire on which this happens at the n-th command; what was struck, if any, and what
 /// the database held before the run, or once somebody else had changed it.
@@ -339,14 +320,13 @@ fn every_command_broken_in_every_way() {
             for command in run.commands {
                 let is_write = command.is_write();
                 // What other concerns can change is what becomes of a write that went wrong.
-                let of_this = |(_, blow): &&(bool, Blow)| {
+                let of_this = |(_, blow): &(bool, Blow)| {
                     let can_be = scenario.name != "import" || !matches!(blow, Blow::Change(..) | Blow::Rival);
                     can_be && (options.is_empty() || is_write && matches!(blow, Blow::Once(_)))
                 };
-                let blows = BLOWS[..if is_write { BLOWS.len() } else { OF_WRITES }].iter().filter(of_this);
                 let row =
-                    |&blow| (scenario.name, command.number, blow, options, scenario, timeless(&undisturbed));
-                rows.extend(blows.map(row));
+                    |blow| (scenario.name, command.number, blow, options, scenario, timeless(&undisturbed));
+                rows.extend(blows(is_write).into_iter().filter(of_this).map(row));
             }
         }
     }
