@@ -1,0 +1,67 @@
+//! What systemd and Prometheus themselves say of the units, timers and alert rules.
+
+use super::install::install;
+use super::machine::SCHEDULES;
+use super::support::{binary, file, scratch_dir};
+use super::{checker, must_pass, script};
+use std::fs;
+use std::path::PathBuf;
+
+fn units() -> PathBuf {
+    let root = scratch_dir();
+    install(&root, &binary());
+    root.join("etc/systemd/system")
+}
+
+#[test]
+fn systemd_finds_no_fault_with_the_units() {
+    let Some(mut verify) = checker("systemd-analyze") else { return };
+    let files = fs::read_dir(units()).expect("folder").map(|entry| entry.expect("entry").path());
+    let files: Vec<PathBuf> = files.collect();
+    for file in &files {
+        let unit = fs::read_to_string(file).expect("unit");
+        let here = script("baoming").display().to_string();
+        fs::write(file, unit.replace("/usr/local/bin/baoming", &here)).expect("unit");
+    }
+    assert_eq!(must_pass(verify.arg("verify").args(files)), "");
+    // It would say so: the same with a misspelt setting.
+    let service = script("systemd/refresh_baoming_tokens@.service");
+    let unit = fs::read_to_string(&service).expect("unit");
+    let unit = file("refresh_baoming_tokens@.service", unit.replace("LimitCORE=", "LimitCORES="), 0o644);
+    let mut verify = checker("systemd-analyze").expect("as above");
+    let output = verify.arg("verify").arg(unit).output().expect("verdict");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("LimitCORES"), "not noticed");
+    let mut security = checker("systemd-analyze").expect("as above");
+    must_pass(security.args(["security", "--offline=true", "--threshold=20"]).arg(service));
+}
+
+#[test]
+fn timers_follow_the_zone_of_the_settings_and_cron_lines_mean_the_same_times() {
+    let cron = fs::read_to_string(script("cron/refresh_baoming_tokens")).expect("cron file");
+    let cron = cron.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let cron: Vec<String> = cron.collect();
+    let units = units();
+    let crontab = ["#0 */6 * * *", "#0 2 * * *", "#0 3 * * 0"];
+    let first = ["2026-02-12 16:00:00 UTC", "2026-02-12 18:00:00 UTC", "2026-02-14 19:00:00 UTC"];
+    for ((schedule, due), first) in SCHEDULES.into_iter().zip(crontab).zip(first) {
+        assert!(cron.contains(&format!("{due} root baoming run {schedule}")), "{cron:#?}");
+        let timer = units.join(format!("refresh_baoming_tokens@{schedule}.timer"));
+        let timer = fs::read_to_string(timer).expect("timer");
+        assert!(timer.contains("\nPersistent=true\n") && timer.contains("\nRandomizedDelaySec="), "{timer}");
+        let expression = timer.lines().find_map(|line| line.strip_prefix("OnCalendar=")).expect("OnCalendar");
+        assert!(expression.ends_with(" Asia/Shanghai"), "{expression}");
+        let Some(mut calendar) = checker("systemd-analyze") else { continue };
+        calendar.args(["calendar", "--base-time=2026-02-12 13:00:00 UTC", expression]);
+        let said = must_pass(calendar.env("TZ", "UTC"));
+        assert!(said.contains(first), "{schedule}: no {first} in\n{said}");
+    }
+}
+
+#[test]
+fn the_alert_rules_fire_when_they_should() {
+    for (what, file) in [("check", "rules.yml"), ("test", "test.yml")] {
+        let Some(mut promtool) = checker("promtool") else { return };
+        let file = script("prometheus").join(format!("refresh_baoming_tokens.{file}"));
+        must_pass(promtool.args([what, "rules"]).arg(file));
+    }
+}
