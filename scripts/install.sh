@@ -4,11 +4,9 @@ set -eu
 umask 022
 
 usage='用法 / usage: [DESTDIR=TREE] install.sh BINARY | --uninstall
-
-安装或升级，不启动任何东西；密钥和改过的配置保留。卸载：停用并删除定时任务，保留密钥、改过的配置和日志。
-Installs or upgrades the binary and what belongs to it; starts nothing, and may be run at any time; secrets and changed
-files are kept. --uninstall switches off and removes schedules, also changed ones (then kept in
-/etc/refresh_baoming_tokens/kept); secrets, changed settings and logs stay. DESTDIR, 路径前缀: for packagers.'
+安装、升级或卸载，不启动任何东西；密钥、改过的配置和日志保留，改过的定时任务停用后移到 /etc/refresh_baoming_tokens/kept。
+Installs, upgrades or takes away, also during a run; starts nothing. Secrets, changed files and logs stay; a changed schedule
+is switched off by --uninstall and kept in /etc/refresh_baoming_tokens/kept. DESTDIR (路径前缀) is for packagers.'
 
 fail() {
     echo "install.sh: $1" >&2
@@ -114,10 +112,7 @@ install_all() {
 }
 
 uninstall_all() {
-    timers=$(find "$root$units" -name "$name@*.timer" -exec basename {} \; 2>/dev/null | sort -u)
-    # shellcheck disable=SC2086 # a list
-    [ -z "$timers" ] || systemd systemctl disable --now $timers
-    systemd systemctl stop "$name@*.service"
+    systemd systemctl stop "$name*"
     systemd systemctl reset-failed "$name*"
     find "$root$units" -name "$name@*.timer" -type l -delete 2>/dev/null || :
     for file in $(cd "$root$shipped" 2>/dev/null && find cron logrotate systemd sysusers -type f); do

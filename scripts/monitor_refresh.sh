@@ -3,22 +3,27 @@
 set -eu
 
 usage='用法 / usage: monitor_refresh.sh [FILE [MAX_AGE_HOURS]]
+每个计划一行 / a line per schedule (all of /var/lib/refresh_baoming_tokens/*.prom); 12 hours for active, 48 for all, 336 for cleanup.
+  0 正常 ok   1 警告 warning: some failed, held back, stopped   2 严重 critical: 过期 stale, 失败 failed, 全部失败 all failed
+  3 未知 unknown: 不存在 missing, 无法读取 unreadable, 不是指标文件 something else'
 
-每个计划一行；不给 FILE 时检查所有计划 / a line per schedule; without FILE all of
-/var/lib/refresh_baoming_tokens/*.prom. MAX_AGE_HOURS: 12 for active, 48 for all, 336 for cleanup, else 12.
-  0 正常 ok        1 警告 warning: some failed, held back, stopped
-  2 严重 critical: 过期 (no run ended in time), 失败 (the last one failed), 全部失败 (no token succeeded)
-  3 未知 unknown: 不存在 (missing), 无法读取 (unreadable), 不是指标文件 (something else)'
-
-judge() { # FILE MAX_AGE_HOURS
-    schedule=${1##*/} metrics=$1 trouble=''
-    if [ ! -e "$1" ]; then
-        trouble="指标文件 $1 不存在，尚未运行过 (missing)"
-    elif ! { [ -f "$1" ] && [ -r "$1" ]; }; then
-        trouble="无法读取 $1 (unreadable)"
+case ${1-} in -h | --help) printf '%s\n' "$usage" && exit ;; esac
+limit=${2-}
+if [ $# = 0 ]; then set -- /var/lib/refresh_baoming_tokens/*.prom; else set -- "$1"; fi
+result=0
+for file in "$@"; do
+    schedule=${file##*/}
+    schedule=${schedule%.prom}
+    case $schedule in all) usual=48 ;; cleanup) usual=336 ;; *) usual=12 ;; esac
+    metrics=/dev/null code=0
+    if [ ! -e "$file" ]; then
+        trouble="指标文件 $file 不存在，尚未运行过 (missing)"
+    elif ! { [ -f "$file" ] && [ -r "$file" ]; }; then
+        trouble="无法读取 $file (unreadable)"
+    else
+        trouble='' metrics=$file
     fi
-    [ -z "$trouble" ] || metrics=/dev/null
-    FILE=$1 LIMIT=$2 SCHEDULE=${schedule%.prom} TROUBLE=$trouble LC_ALL=C awk -v now="$(date +%s)" '
+    FILE=$file TROUBLE=$trouble SCHEDULE=$schedule LC_ALL=C awk -v limit="${limit:-$usual}" -v now="$(date +%s)" '
         function say(code, text) {
             split("OK 正常,WARNING 警告,CRITICAL 严重,UNKNOWN 未知", word, ",")
             print word[code + 1] ": " ENVIRON["SCHEDULE"] " " text
@@ -31,16 +36,15 @@ judge() { # FILE MAX_AGE_HOURS
             value[name] = $NF
         }
         END {
-            limit = ENVIRON["LIMIT"]
             ended = "baoming_refresh_last_completion_timestamp_seconds"
             code = value["baoming_refresh_exit_code"]
             age = (now - value[ended]) / 3600
             counts = sprintf("%.1f 小时前: 成功 %d, 失败 %d, 删除 %d, 保留 %d, 未处理 %d", age, value["success"], value["failed"],
                 value["deleted"], value["withheld"], value["unprocessed"])
-            if (limit !~ /^[0-9]+([.][0-9]+)?$/ || limit == 0) say(3, "MAX_AGE_HOURS 是大于 0 的数 (expects a number above 0)")
+            if (limit !~ /^[0-9]+([.][0-9]+)?$/ || limit + 0 == 0) say(3, "MAX_AGE_HOURS 是大于 0 的数 (expects a number above 0)")
             if (ENVIRON["TROUBLE"] != "") say(3, ENVIRON["TROUBLE"])
             if (value[ended] == "" || code == "") say(3, ENVIRON["FILE"] " 不是指标文件 (no metrics in it)")
-            if (age > limit) say(2, "过期: " limit " 小时内没有运行结束 (stale); " counts)
+            if (age > limit + 0) say(2, "过期: " limit " 小时内没有运行结束 (stale); " counts)
             if (age < -1) say(3, "指标来自未来，检查时钟 (from the future); " counts)
             if (code == 3 && value["success"] == 0) say(2, "全部失败 (all failed); " counts)
             if (code == 3) say(1, "部分失败 (some failed); " counts)
@@ -48,23 +52,7 @@ judge() { # FILE MAX_AGE_HOURS
             if (code == 130 || code == 143) say(1, "被信号停止 (stopped); " counts)
             if (code > 0) say(2, "失败: 退出码 " code " (failed); " counts)
             say(0, counts)
-        }' <"$metrics"
-}
-
-case ${1-} in -h | --help) printf '%s\n' "$usage" && exit ;; esac
-limit=${2-usual}
-[ $# -le 2 ] || limit=bad
-if [ $# = 0 ]; then set -- /var/lib/refresh_baoming_tokens/*.prom; else set -- "$1"; fi
-result=0
-for file in "$@"; do
-    case $limit:${file##*/} in
-    usual:all.prom) hours=48 ;;
-    usual:cleanup.prom) hours=336 ;;
-    usual:*) hours=12 ;;
-    *) hours=$limit ;;
-    esac
-    code=0
-    judge "$file" "$hours" || code=$?
+        }' <"$metrics" || code=$?
     case $result$code in 0? | 1[23] | 32) result=$code ;; esac # the order of gravity is 2, 3, 1, 0
 done
 exit "$result"

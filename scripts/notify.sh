@@ -3,12 +3,10 @@
 set -eu
 
 usage='用法 / usage: notify.sh [-a] [-s] WEBHOOK COMMAND [ARGUMENTS]
-
-运行 COMMAND --json，有失败、保留、删除，退出码不为 0 或没有结果时发消息，并以同样的退出码结束。
-Runs COMMAND --json; posts when a token failed, was held back or deleted, the exit code is not 0, or no report came.
-  -a  总是发送 / always post      -s  不转发 COMMAND 的 stderr / keep its stderr back
-  WEBHOOK: 存放机器人地址的文件，权限 0600，空则输出到 stderr / a file (mode 0600) with the address of a DingTalk
-  (keyword 关键词: 报名工具), WeCom, Feishu or other robot; empty: to stderr'
+运行 COMMAND --json，需要注意时发消息（-a 总是发送，-s 不转发 stderr），退出码不变。WEBHOOK: 存放机器人地址的文件，权限 0600，空则输出到 stderr。
+Runs COMMAND --json; posts (-a: always) when a token failed, was held back or deleted, the exit code is not 0, or no report
+came; -s keeps its stderr back. WEBHOOK: a file (mode 0600) with the address of a DingTalk (keyword 关键词: 报名工具), WeCom,
+Feishu or other robot; empty: to stderr.'
 
 fail() {
     echo "notify.sh: $1" >&2

@@ -3,11 +3,9 @@
 set -eu
 
 usage='用法 / usage: refresh_sharded.sh N [FLAGS of refresh_baoming_tokens]
-
-N 个进程同时运行，各用 --shard K/N；日志行带 "(K/N)"，最后是总统计；--json 给出总结果。
+N 个进程同时运行，各用 --shard K/N，日志行带 "(K/N)"，最后是总统计；--json 给出总结果；退出码取最严重的。
 N processes with --shard 1/N to N/N; log lines carry "(K/N)", at the end come the statistics of all; --json tells of all.
-Ctrl-C, SIGTERM: 全部停止并等待 / stops all and waits for them; a second one ends them at once.
-退出码 / exit code: the gravest one, in the order signal, 1, 2, 25, 5, 3, 0.'
+Exit code: the gravest one, in the order signal, 1, 2, 25, 5, 3, 0. Ctrl-C stops all; a second one ends them at once.'
 
 fail() {
     echo "refresh_sharded.sh: $1" >&2

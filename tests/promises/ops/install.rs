@@ -1,6 +1,5 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::machine::Machine;
 use super::support::{Outcome, Run, binary, file, scratch_dir};
 use super::{assert_one_line, path, script, tools};
 use std::collections::BTreeMap;
@@ -151,15 +150,4 @@ fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
         assert_one_line(&outcome.stderr, &format!("install.sh: {line}"));
         assert!(tree(&root).is_empty(), "{args:?}");
     }
-}
-
-#[test]
-fn without_destdir_it_is_the_machine_itself() {
-    let Some(machine) = Machine::new() else { return };
-    let list = || machine.must("find /etc /usr/local /var -name '*baoming*' | sort").stdout;
-    let before = list();
-    machine.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
-    machine.must(&format!("test -x /usr/local/bin/refresh_baoming_tokens -a -e /{SECRET}"));
-    machine.must("/root/src/scripts/install.sh --uninstall");
-    assert_eq!(list(), before);
 }

@@ -2,7 +2,7 @@
 
 use super::support::tls::ca_file;
 use super::support::{Certificate, Reply, Run, Signal, Stub, file, scratch_dir};
-use super::{assert_one_line, chat, messages, path, run_script, script, text_of, tools, world};
+use super::{assert_one_line, chat, messages, path, script, text_of, tools};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -269,19 +269,4 @@ fn usage_errors_are_exit_2_and_run_nothing() {
         assert_one_line(&run.go().expect(2).stderr, "notify.sh: ");
     }
     assert!(!mark.exists());
-}
-
-#[test]
-fn the_report_of_a_real_run_is_understood() {
-    let (db, api) = world();
-    db.add_tokens("busy", 2);
-    db.add_tokens("good", 3);
-    let sink = chat();
-    let run = run_script("notify.sh", &db, &api).arg("-s").arg(chat_file()).secret(KEY);
-    let run = run.args(["refresh_baoming_tokens", "--delay-ms", "0", "--retries", "0"]);
-    // The stub of the API is on loopback, where the program takes plain HTTP; not by way of a proxy.
-    let run = run.env("http_proxy", format!("http://{}", sink.address())).env("NO_PROXY", "127.0.0.1");
-    assert_eq!(run.go().expect(3).log(), "");
-    let text = text_of(&sink.await_request(1));
-    assert!(text.contains("总计 5, 成功 3, 失败 2\n") && text.contains(&db.name), "{text}");
 }

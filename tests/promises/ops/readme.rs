@@ -43,6 +43,8 @@ fn each_command_for_a_server_works_as_written() {
     let deleted = db.add(Seed::new(&unique_token("invalid")).set("_id", ObjectId::new()));
     let Some(machine) = Machine::new() else { return };
     machine.answers(&db, &api, &chat);
+    let ours = || machine.must("find /etc /usr/local /var -name '*baoming*' | sort").stdout;
+    let before = ours();
 
     let commands = commands();
     for needed in "install.sh --self-test --dry-run --card --cleanup-days --restore-hours status".split(' ') {
@@ -65,4 +67,8 @@ fn each_command_for_a_server_works_as_written() {
         }
     }
     db.assert_none_lost();
+    // What was installed is gone again, but for what its operator entered and the log.
+    machine.must("/root/src/scripts/install.sh --uninstall; cd /etc/refresh_baoming_tokens; rm mongodb_uri webhook_url settings.conf");
+    machine.must("rm -r /etc/refresh_baoming_tokens /var/log/refresh_baoming_tokens");
+    assert_eq!(ours(), before);
 }

@@ -2,7 +2,7 @@
 
 use super::install::install;
 use super::machine::SCHEDULES;
-use super::support::{binary, file, scratch_dir};
+use super::support::{binary, scratch_dir};
 use super::{checker, must_pass, script};
 use std::fs;
 use std::path::PathBuf;
@@ -24,15 +24,12 @@ fn systemd_finds_no_fault_with_the_units() {
         fs::write(file, unit.replace("/usr/local/bin/baoming", &here)).expect("unit");
     }
     assert_eq!(must_pass(verify.arg("verify").args(files)), "");
-    // It would say so: the same with a misspelt setting.
-    let service = script("systemd/refresh_baoming_tokens@.service");
-    let unit = fs::read_to_string(&service).expect("unit");
-    let unit = file("refresh_baoming_tokens@.service", unit.replace("LimitCORE=", "LimitCORES="), 0o644);
-    let mut verify = checker("systemd-analyze").expect("as above");
-    let output = verify.arg("verify").arg(unit).output().expect("verdict");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("LimitCORES"), "not noticed");
     let mut security = checker("systemd-analyze").expect("as above");
-    must_pass(security.args(["security", "--offline=true", "--threshold=20"]).arg(service));
+    must_pass(
+        security
+            .args(["security", "--offline=true", "--threshold=20"])
+            .arg(script("systemd/refresh_baoming_tokens@.service")),
+    );
 }
 
 #[test]
