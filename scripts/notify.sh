@@ -49,11 +49,11 @@ trap 'kill -TERM "$pid" 2>/dev/null || :' INT TERM HUP
 # By a file, as a pipe would be held open by what the command left behind.
 (trap '' INT TERM HUP && exec tail --pid="$pid" -s 0.1 -n +1 -f "$tmp/log" >&"$shown" 2>&3) &
 shower=$!
-while :; do # a signal to this script ends `wait`, but not the command
+while # a signal to this script ends `wait`, but not the command
     code=0
     wait "$pid" || code=$?
-    kill -0 "$pid" 2>/dev/null || break
-done
+    [ "$code" -gt 128 ] && kill -0 "$pid" 2>/dev/null
+do :; done
 trap '' INT TERM HUP
 wait "$shower" || :
 # Its last error, or better the last line that is none of a log.

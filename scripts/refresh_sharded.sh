@@ -81,11 +81,11 @@ started=1
 [ -z "$signal" ] || tell
 
 await() { # PID: a signal to this script ends `wait`, but not the process
-    while :; do
+    while
         status=0
         wait "$1" || status=$?
-        kill -0 "$1" 2>/dev/null || return 0
-    done
+        [ "$status" -gt 128 ] && kill -0 "$1" 2>/dev/null
+    do :; done
 }
 codes='' k=1
 for pid in $pids; do
