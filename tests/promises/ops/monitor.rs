@@ -82,24 +82,13 @@ fn each_state_has_its_own_word_and_code() {
             assert!(outcome.stdout.contains(word), "{outcome:?}");
             let _ = fs::create_dir(&folder);
         }
-    }
-}
-
-#[test]
-fn a_question_that_makes_no_sense_is_unknown() {
-    let file = file("all.prom", metrics(0, &[], 20.0), 0o644);
-    let file = file.to_str().expect("UTF-8");
-    for userland in userlands() {
-        let unknown = |args: &[&str]| {
-            assert_one_line(&monitor(&userland, args).expect(3).stdout, "UNKNOWN 未知: ");
-        };
-        for limit in ["0", "0.0", "-1", "1.2.3", ".", "8h"] {
-            unknown(&[file, limit]);
-        }
-        unknown(&[""]);
-        // The limit is heard of.
-        for (limit, code) in [("19.5", 2), ("20.5", 0), ("200", 0)] {
-            monitor(&userland, &[file, limit]).expect(code);
+        // A limit of one's own, if it makes sense.
+        let file = file("all.prom", metrics(0, &[], 20.0), 0o644);
+        for (limits, code) in [("0 0.0 -1 1.2.3 . 8h", 3), ("19.5 7", 2), ("20.5 200", 0)] {
+            for limit in limits.split(' ') {
+                let outcome = monitor(&userland, &[file.to_str().expect("UTF-8"), limit]).expect(code);
+                assert_eq!(outcome.stdout.lines().count(), 1, "{limit}: {outcome:?}");
+            }
         }
     }
 }
