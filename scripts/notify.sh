@@ -57,8 +57,8 @@ do :; done
 trap '' INT TERM HUP
 wait "$shower" || :
 # Its last error, or better the last line that is none of a log.
-last=$({ grep -a '\[ERROR\]' "$tmp/log" || :; grep -av '^20..-..-.. ' "$tmp/log" || :; } | grep -a . | tail -n 1 |
-    head -c 600 | iconv -c -f UTF-8 -t UTF-8 2>/dev/null) || :
+last=$({ sed -n '/\[ERROR\]/p' "$tmp/log" && sed '/^20..-..-.. /d; /^$/d' "$tmp/log"; } | tail -n 1 | head -c 600 |
+    iconv -c -f UTF-8 -t UTF-8 2>/dev/null) || :
 
 if ! command -v jq >/dev/null; then
     details='没有安装 jq，无法读取结果'

@@ -22,18 +22,14 @@ command -v jq >/dev/null || fail '没有安装 jq (jq is not installed)'
 command -v refresh_baoming_tokens >/dev/null || fail '找不到 refresh_baoming_tokens (not on PATH)'
 # Flags are checked even with --version: what is wrong with them is said once, not N times.
 refresh_baoming_tokens --version --shard "1/$n" "$@" >/dev/null || exit
+case " $*" in
+*' --scheduler'* | *' --card'* | *' --log-file'* | *' --metrics-file'*)
+    fail '--scheduler、--card、--log-file 和 --metrics-file 不能用于多个进程 (these do not go with several processes)'
+    ;;
+esac
 json=0 quiet=0
-for arg in "$@"; do # rotates the arguments, less --json
-    shift
-    case $arg in
-    --json) json=1 && continue ;;
-    -q | --quiet) quiet=1 ;;
-    --scheduler | --card* | --log-file* | --metrics-file*)
-        fail "${arg%%=*} 不能用于多个进程 (does not go with several processes)"
-        ;;
-    esac
-    set -- "$@" "$arg"
-done
+case " $* " in *' -q '* | *' --quiet '*) quiet=1 ;; esac
+case " $* " in *' --json '*) json=1 ;; *) set -- "$@" --json ;; esac
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -62,9 +58,6 @@ label() {
     done
 }
 
-log INFO "$line"
-log INFO "🚀 开始刷新报名工具 Token (分为 $n 个进程同时运行)"
-log INFO "$line"
 labels='' k=1
 while [ "$k" -le "$n" ] && [ -z "$signal" ]; do
     mkfifo "$tmp/$k.log"
@@ -73,7 +66,7 @@ while [ "$k" -le "$n" ] && [ -z "$signal" ]; do
     labels="$labels $!"
     # setsid: the terminal's Ctrl-C reaches this script only, which hands it on once; the program
     # takes a second signal for impatience.
-    setsid refresh_baoming_tokens --json --shard "$k/$n" "$@" >"$tmp/$k.json" 2>"$tmp/$k.log" &
+    setsid refresh_baoming_tokens --shard "$k/$n" "$@" >"$tmp/$k.json" 2>"$tmp/$k.log" &
     pids="$pids $!"
     k=$((k + 1))
 done
