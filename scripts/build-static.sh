@@ -1,11 +1,7 @@
 #!/usr/bin/env bash
 # Builds one Linux file per architecture that needs nothing on the server it is copied to:
 # target/static/refresh_baoming_tokens-ARCH, and for this machine also target/static/refresh_baoming_tokens.
-#
-#   scripts/build-static.sh                               # for this machine: some minutes, then seconds
-#   scripts/build-static.sh x86_64 aarch64                # for both
-#   scripts/build-static.sh --check-reproducible [ARCH]…  # builds a copy of the source too, elsewhere, and compares
-#
+# Usage: scripts/build-static.sh [x86_64] [aarch64]
 # Needs rustup, which adds the musl target, and pip, as zig, the C compiler and linker, comes as a wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,11 +12,9 @@ fail() {
     exit "${2:-1}"
 }
 
-check=false
-[[ ${1-} != --check-reproducible ]] || { shift && check=true; }
 (($#)) || set -- "$(uname -m)"
 for arch; do
-    [[ $arch =~ ^(x86_64|aarch64)$ ]] || fail "未知参数 $arch (unknown argument; [--check-reproducible] [x86_64|aarch64]…)" 2
+    [[ $arch =~ ^(x86_64|aarch64)$ ]] || fail "未知参数 $arch (unknown argument; [x86_64] [aarch64])" 2
     target=$arch-unknown-linux-musl # a toolchain without rustup may have it all the same
     [[ -d $(rustc --print target-libdir --target "$target") ]] || rustup target add "$target" ||
         fail "缺少 Rust 目标 $target (target missing; install Rust with rustup)"
@@ -53,19 +47,5 @@ for arch; do
     install -D -m 755 "$build/$target/release/$name" "$result"
     [[ $arch != "$(uname -m)" ]] || install -m 755 "$result" target/static/$name
     crates=$(cargo tree --locked --target "$target" --edges normal,no-proc-macro --prefix none --no-dedupe | sort -u | wc -l)
-    sum=$(sha256sum "$result" | cut -d ' ' -f 1)
-    echo "$result: $(stat -c %s "$result") bytes, $crates crates, SHA-256 $sum"
-
-    # What was compared once need not be again: the second build takes as long as the first.
-    if $check && [[ $sum != $(cat "$build/$arch.reproduced" 2>/dev/null) ]]; then
-        elsewhere=$(mktemp -d)
-        trap 'rm -rf "$elsewhere"' EXIT
-        tar --create --exclude=./target . | tar --extract --directory "$elsewhere"
-        mkdir "$elsewhere/target" && ln -s "${tools%/*}" "$elsewhere/target/tools"
-        "$elsewhere/scripts/build-static.sh" "$arch"
-        cmp "$result" "$elsewhere/$result" || fail "两次构建结果不同 (not reproducible: a copy in $elsewhere gave another file)"
-        echo "$sum" >"$build/$arch.reproduced"
-        echo "Reproducible: a copy of the source, built in $elsewhere, gave the same file"
-        rm -rf "$elsewhere"
-    fi
+    echo "$result: $(stat -c %s "$result") bytes, $crates crates, SHA-256 $(sha256sum <"$result" | cut -d ' ' -f 1)"
 done

@@ -1,12 +1,11 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::machine::Machine;
-use super::support::{Outcome, Run, binary, scratch_dir};
-use super::{path, script};
+use super::support::{Outcome, Run, binary, file, scratch_dir};
+use super::{assert_one_line, path, script, tools};
 use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::path::Path;
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
 const KEPT_CRON: &str = "etc/refresh_baoming_tokens/kept/refresh_baoming_tokens";
@@ -14,122 +13,106 @@ const SECRET: &str = "etc/refresh_baoming_tokens/mongodb_uri";
 const SETTINGS: &str = "etc/refresh_baoming_tokens/settings.conf";
 const LOGROTATE: &str = "etc/logrotate.d/refresh_baoming_tokens";
 
-pub fn install(root: &Path, args: &[&str]) -> Outcome {
-    Run::bare().program(script("install.sh")).env("PATH", path()).env("DESTDIR", root).args(args).go()
+pub fn install(root: &Path, arg: &Path) -> Outcome {
+    Run::bare().program(script("install.sh")).env("PATH", path()).env("DESTDIR", root).arg(arg).go().expect(0)
 }
 
-pub fn install_binary(root: &Path) -> Outcome {
-    install(root, &[binary().to_str().expect("UTF-8")])
+fn uninstall(root: &Path) -> String {
+    install(root, Path::new("--uninstall")).stdout
 }
 
 /// All files below a folder: mode and content.
-fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+fn tree(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     let mut files = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry")) {
-            if entry.file_type().expect("type").is_dir() {
-                folders.push(entry.path());
+            let (path, metadata) = (entry.path(), entry.metadata().expect("metadata"));
+            if metadata.is_dir() {
+                folders.push(path);
                 continue;
             }
-            let path = entry.path();
-            let mode = entry.metadata().expect("mode").permissions().mode() & 0o777;
-            let content = fs::read(&path).expect("content");
-            files.insert(path.strip_prefix(root).expect("below the root").to_owned(), (mode, content));
+            let name = path.strip_prefix(root).expect("below the root").display().to_string();
+            files.insert(name, (metadata.permissions().mode() & 0o777, fs::read(&path).expect("content")));
         }
     }
     files
 }
 
-fn names(root: &Path) -> Vec<String> {
-    tree(root).into_keys().map(|path| path.to_str().expect("UTF-8").to_owned()).collect()
+/// One line that tells of both.
+#[track_caller]
+fn assert_told(said: &str, action: &str, file: &str) {
+    let told = said.lines().any(|line| line.contains(action) && line.contains(&format!("/{file}")));
+    assert!(told, "no {action:?} for {file} in\n{said}");
 }
 
 #[test]
 fn everything_is_in_place_and_installing_again_changes_nothing() {
     let root = scratch_dir();
-    let first = install_binary(&root).expect(0);
+    let first = install(&root, &binary()).stdout;
     let files = tree(&root);
-    for (file, mode) in [
-        ("usr/local/bin/refresh_baoming_tokens", 0o755),
-        ("usr/local/bin/baoming", 0o755),
-        ("usr/local/lib/refresh_baoming_tokens/monitor_refresh.sh", 0o755),
-        ("usr/local/lib/refresh_baoming_tokens/notify.sh", 0o755),
-        ("usr/local/lib/refresh_baoming_tokens/refresh_sharded.sh", 0o755),
-        (CRON, 0o644),
-        (LOGROTATE, 0o644),
-        ("etc/systemd/system/refresh_baoming_tokens@.service", 0o644),
-        ("etc/systemd/system/refresh_baoming_tokens@active.timer", 0o644),
-        ("etc/systemd/system/refresh_baoming_tokens@all.timer", 0o644),
-        ("etc/systemd/system/refresh_baoming_tokens@cleanup.timer", 0o644),
-        ("etc/systemd/system/refresh_baoming_tokens-failed@.service", 0o644),
-        ("usr/local/share/refresh_baoming_tokens/prometheus/refresh_baoming_tokens.rules.yml", 0o644),
-        (SETTINGS, 0o644),
-        (SECRET, 0o600),
-        ("etc/refresh_baoming_tokens/webhook_url", 0o600),
+    for (folder, mode, names) in [
+        ("usr/local/bin/", 0o755, "refresh_baoming_tokens baoming"),
+        ("usr/local/lib/refresh_baoming_tokens/", 0o755, "monitor_refresh.sh notify.sh refresh_sharded.sh"),
+        ("etc/cron.d/", 0o644, "refresh_baoming_tokens"),
+        ("etc/logrotate.d/", 0o644, "refresh_baoming_tokens"),
+        ("etc/sysusers.d/", 0o644, "refresh_baoming_tokens.conf"),
+        ("etc/systemd/system/refresh_baoming_tokens", 0o644, "@.service -failed@.service"),
+        ("etc/systemd/system/refresh_baoming_tokens@", 0o644, "active.timer all.timer cleanup.timer"),
+        ("usr/local/share/refresh_baoming_tokens/prometheus/", 0o644, "refresh_baoming_tokens.rules.yml"),
+        ("etc/refresh_baoming_tokens/", 0o644, "settings.conf active.conf all.conf cleanup.conf"),
+        ("etc/refresh_baoming_tokens/", 0o600, "mongodb_uri webhook_url"),
     ] {
-        let (found, _) = files.get(Path::new(file)).unwrap_or_else(|| panic!("{file} is missing"));
-        assert_eq!(*found, mode, "mode of {file}");
-        assert!(first.stdout.contains(&format!("/{file}")), "not told of {file}:\n{}", first.stdout);
+        for file in names.split(' ').map(|name| format!("{folder}{name}")) {
+            assert_eq!(files.get(&file).map(|(mode, _)| *mode), Some(mode), "{file}");
+            assert_told(&first, "installed", &file);
+        }
     }
-    assert!(files[Path::new(SECRET)].1.is_empty());
-    assert!(first.stdout.contains("还要做 (left to do):"));
-
-    let second = install_binary(&root).expect(0);
-    let after = tree(&root);
-    assert_eq!(after.keys().collect::<Vec<_>>(), files.keys().collect::<Vec<_>>());
-    let changed: Vec<_> = files.iter().filter(|(path, file)| after[*path] != **file).collect();
-    assert!(changed.is_empty(), "{:?}", changed.iter().map(|(path, _)| path).collect::<Vec<_>>());
-    assert!(
-        second.stdout.starts_with("已是 refresh_baoming_tokens ") && !second.stdout.contains("installed "),
-        "{second:?}"
-    );
+    assert!(files[SECRET].1.is_empty() && first.contains("还要做 (left to do):"), "{first}");
     // No schedule runs before somebody switches it on.
-    let active = |line: &&str| !line.starts_with('#') && line.contains(" root ");
-    let cron = String::from_utf8_lossy(&files[Path::new(CRON)].1).into_owned();
-    assert_eq!(cron.lines().filter(active).count(), 0);
+    let cron = String::from_utf8_lossy(&files[CRON].1);
+    assert!(!cron.lines().any(|line| !line.starts_with('#') && line.contains(" root ")), "{cron}");
+
+    let second = install(&root, &binary()).stdout;
+    assert!(tree(&root) == files, "{second}");
+    let told = second.starts_with("已是 refresh_baoming_tokens ") && !second.contains("installed ");
+    assert!(told, "{second}");
 }
 
 #[test]
 fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
     let root = scratch_dir();
-    install_binary(&root).expect(0);
-    let shipped = root.join("usr/local/share/refresh_baoming_tokens");
+    install(&root, &binary());
     let cron = fs::read_to_string(root.join(CRON)).expect("cron file") + "# mine\n";
     fs::write(root.join(CRON), &cron).expect("change");
     fs::write(root.join(SECRET), "mongodb://mine\n").expect("secret");
     fs::remove_file(root.join(LOGROTATE)).expect("removal");
     // As if an earlier version had installed other settings, and nobody had touched them.
-    for file in [root.join(SETTINGS), shipped.join("systemd/settings.conf")] {
-        fs::write(file, "TZ=UTC\n").expect("older file");
+    for file in [SETTINGS, "usr/local/share/refresh_baoming_tokens/systemd/settings.conf"] {
+        fs::write(root.join(file), "TZ=UTC\n").expect("older file");
     }
-
-    let upgrade = install_binary(&root).expect(0).stdout;
-    assert_eq!(fs::read_to_string(root.join(CRON)).expect("cron file"), cron);
+    let upgrade = install(&root, &binary()).stdout;
     assert_eq!(fs::read_to_string(root.join(SECRET)).expect("secret"), "mongodb://mine\n");
-    assert!(!root.join(LOGROTATE).exists());
     assert_eq!(fs::read(root.join(SETTINGS)).ok(), fs::read(script("systemd/settings.conf")).ok());
-    for (action, file) in [("kept", CRON), ("kept away", LOGROTATE), ("installed", SETTINGS)] {
-        let told = |line: &str| line.contains(action) && line.contains(file);
-        assert!(upgrade.lines().any(told), "no {action} {file}:\n{upgrade}");
+    assert!(!root.join(LOGROTATE).exists());
+    for (action, file) in [("kept", CRON), ("kept", LOGROTATE), ("installed", SETTINGS)] {
+        assert_told(&upgrade, action, file);
     }
-
-    let removal = install(&root, &["--uninstall"]).expect(0).stdout;
-    assert_eq!(names(&root), [KEPT_CRON, SECRET]);
-    for file in [CRON, SECRET] {
-        let told =
-            |line: &str| (line.contains("kept") || line.contains("switched off")) && line.contains(file);
-        assert!(removal.lines().any(told), "not told of {file}:\n{removal}");
+    let removal = uninstall(&root);
+    assert_told(&removal, "switched off", CRON);
+    assert_told(&removal, "kept", SECRET);
+    for _ in 0..2 {
+        let left = tree(&root);
+        assert_eq!(left.keys().collect::<Vec<_>>(), [KEPT_CRON, SECRET]);
+        assert_eq!(left[KEPT_CRON].1, cron.as_bytes());
+        uninstall(&root);
     }
-    install(&root, &["--uninstall"]).expect(0);
-    assert_eq!(names(&root), [KEPT_CRON, SECRET]);
-    assert_eq!(fs::read_to_string(root.join(KEPT_CRON)).expect("cron file"), cron);
 }
 
 #[test]
 fn an_upgrade_from_0_1_keeps_what_was_switched_on_and_takes_the_metrics_without_a_label() {
     let root = scratch_dir();
-    install_binary(&root).expect(0);
+    install(&root, &binary());
     let old = "SHELL=/bin/sh\nTZ=Asia/Shanghai\nRUN=flock -w 21600 /var/lib/x refresh_baoming_tokens --json\nNOTIFY=notify.sh /etc/x\n\n\
                0 */6 * * *  root  $RUN --max-age-days 7 2>/dev/null | $NOTIFY\n\
                #0 2   * * *  root  $RUN 2>/dev/null | $NOTIFY\n\
@@ -137,62 +120,34 @@ fn an_upgrade_from_0_1_keeps_what_was_switched_on_and_takes_the_metrics_without_
     fs::write(root.join(CRON), old).expect("cron file");
     let program = root.join("usr/local/bin/refresh_baoming_tokens");
     fs::write(&program, "#!/bin/sh\necho refresh_baoming_tokens 0.1.0\n").expect("older program");
-    let left = [
-        "var/lib/refresh_baoming_tokens/refresh.prom",
-        "var/lib/prometheus/node-exporter/refresh_baoming_tokens.prom",
-    ];
-    fs::create_dir_all(root.join("var/lib/prometheus/node-exporter")).expect("folder");
-    for file in &left {
-        fs::write(root.join(file), "").expect("metrics");
-    }
-    let said = install_binary(&root).expect(0).stdout;
-    assert!(said.contains("(upgraded from 0.1.0 to "), "{said}");
-    assert!(left.iter().all(|file| said.contains(file) && !root.join(file).exists()), "{said}");
+    let metrics = root.join("var/lib/refresh_baoming_tokens/refresh.prom");
+    fs::write(&metrics, "").expect("metrics");
+    let said = install(&root, &binary()).stdout;
+    assert!(said.contains("(upgraded from 0.1.0 to ") && !said.contains("switch on"), "{said}");
+    assert_told(&said, "removed", "var/lib/refresh_baoming_tokens/refresh.prom");
+    assert!(!metrics.exists());
     let cron = fs::read_to_string(root.join(CRON)).expect("cron file");
     let lines: Vec<&str> = cron.lines().filter(|line| line.contains(" root ")).collect();
-    assert_eq!(
-        lines,
-        [
-            "0 */6 * * *  root  baoming run active",
-            "#0 2   * * *  root  baoming run all",
-            "30 3   * * 6  root  baoming run cleanup"
-        ]
-    );
-    assert!(!said.contains("启用 switch on"), "{said}");
+    let expected = "0 */6 * * *  root  baoming run active\n#0 2   * * *  root  baoming run all\n30 3   * * 6  root  baoming run cleanup";
+    assert_eq!(lines.join("\n"), expected);
 }
 
 #[test]
 fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
-    let foreign = scratch_dir().join("foreign");
-    fs::write(&foreign, "no program of this machine").expect("file");
-    let bare = scratch_dir();
-    for tool in ["sh", "dirname", "id"] {
-        let found = env::split_paths(&path()).map(|dir| dir.join(tool)).find(|file| file.is_file());
-        std::os::unix::fs::symlink(found.expect(tool), bare.join(tool)).expect("tool");
-    }
-    for (args, code, line) in [
-        (&["/nonexistent/binary"][..], 1, "install.sh: 找不到程序 /nonexistent/binary"),
-        (&[foreign.to_str().expect("UTF-8")], 1, "install.sh: 程序 "),
-        (&["--purge"], 2, "install.sh: 未知参数"),
-        (&["a", "b"], 2, "install.sh: 参数过多"),
-        (&[], 1, "install.sh: 没有安装 jq"),
+    let foreign = file("foreign", "no program of this machine", 0o755);
+    let bare = tools(&["sh", "dirname", "id"]);
+    for (args, path, code, line) in [
+        (&["/nonexistent/binary"][..], path(), 1, "程序 /nonexistent/binary 不存在"),
+        (&[foreign.to_str().expect("UTF-8")], path(), 1, "程序 "),
+        (&["--purge"], path(), 2, "未知参数"),
+        (&[], path(), 2, "需要程序文件"),
+        (&["a", "b"], path(), 2, "需要程序文件"),
+        (&["a"], bare.into(), 1, "没有安装 jq"),
     ] {
         let root = scratch_dir();
-        let run = Run::bare().program(script("install.sh")).env("DESTDIR", &root).args(args.iter().copied());
-        let outcome =
-            run.env("PATH", if args.is_empty() { bare.clone().into() } else { path() }).go().expect(code);
-        assert!(outcome.stderr.starts_with(line) && outcome.stderr.lines().count() == 1, "{outcome:?}");
-        assert!(names(&root).is_empty(), "{args:?}");
+        let run = Run::bare().program(script("install.sh")).env("DESTDIR", &root).env("PATH", path);
+        let outcome = run.args(args.iter().copied()).go().expect(code);
+        assert_one_line(&outcome.stderr, &format!("install.sh: {line}"));
+        assert!(tree(&root).is_empty(), "{args:?}");
     }
-}
-
-#[test]
-fn without_destdir_it_is_the_machine_itself() {
-    let Some(machine) = Machine::new() else { return };
-    let list = |machine: &Machine| machine.must("find /etc /usr/local /var -name '*baoming*' | sort").stdout;
-    let before = list(&machine);
-    machine.must("cd /root/src && scripts/install.sh");
-    machine.must(&format!("test -x /usr/local/bin/refresh_baoming_tokens -a -e /{SECRET}"));
-    machine.must("/root/src/scripts/install.sh --uninstall");
-    assert_eq!(list(&machine), before);
 }

@@ -5,11 +5,14 @@ use super::path;
 use super::support::{Live, Outcome, PATIENCE, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";
 pub const LOG: &str = "/var/log/refresh_baoming_tokens/refresh.log";
+pub const SCHEDULES: [&str; 3] = ["active", "all", "cleanup"];
+/// Put before a command: any user.
+pub const NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 const KEY: &str = "5ecretKey";
 
 pub struct Machine {
@@ -21,14 +24,22 @@ pub struct Machine {
     booted: Option<(Live, String)>,
 }
 
+/// A source tree with the static file built, and the tools of a person at a server, included.
 const MOUNT: &str = r#"
     set -e
     mkdir "$1/up" "$1/work" "$1/root"
     mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/root"
     mount --rbind /proc "$1/root/proc"
     mount --rbind /dev "$1/root/dev"
-    rm -rf "$1/root/etc/machine-id" "$1/root/etc/cron.d/refresh_baoming_tokens"
-    : >"$1/root/etc/machine-id"
+    cd "$1/root"
+    rm -rf etc/machine-id etc/cron.d/refresh_baoming_tokens
+    : >etc/machine-id
+    mkdir -p root/src/target/static root/answers
+    cp -r "$2" root/src/
+    cp "$3" root/src/target/static/refresh_baoming_tokens
+    printf '#!/bin/sh\nexec "$@"\n' >usr/local/bin/sudo
+    printf '#!/bin/sh\ncat "/root/answers/${1##*/}" >"$1"\n' >usr/local/bin/sudoedit
+    chmod 755 usr/local/bin/sudo usr/local/bin/sudoedit
     echo ready
     exec sleep 100000"#;
 
@@ -38,8 +49,9 @@ impl Machine {
     pub fn new() -> Option<Self> {
         let dir = scratch_dir();
         let mut holder = command("unshare");
-        holder.args(["--mount", "sh", "-c", MOUNT, "sh"]).arg(&dir).env("PATH", path());
-        let mut holder = holder.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("unshare");
+        holder.args(["--mount", "sh", "-c", MOUNT, "sh"]).arg(&dir).arg(super::script("")).arg(binary());
+        let holder = holder.env("PATH", path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut holder = holder.expect("unshare");
         let mut said = String::new();
         BufReader::new(holder.stdout.take().expect("stdout")).read_line(&mut said).expect("holder");
         if said != "ready\n" {
@@ -48,28 +60,22 @@ impl Machine {
             let _ = holder.wait();
             return None;
         }
-        let machine = Self { holder, mount: dir.join("root"), booted: None };
-        // A source tree with the static file built, and the tools of a person at a server.
-        machine.must("mkdir -p /root/src/target/static /root/answers");
-        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
-        let copied = command("cp").arg("-r").args([&scripts, &machine.path("/root/src/")]).status();
-        assert!(copied.expect("cp").success());
-        fs::copy(binary(), machine.path("/root/src/target/static/refresh_baoming_tokens")).expect("binary");
-        machine.write("/usr/local/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
-        machine.write("/usr/local/bin/sudoedit", "#!/bin/sh\ncat \"/root/answers/${1##*/}\" >\"$1\"\n");
-        machine.must("chmod 755 /usr/local/bin/sudo /usr/local/bin/sudoedit");
-        Some(machine)
+        Some(Self { holder, mount: dir.join("root"), booted: None })
     }
 
     /// Installed as the README says, on this database, API and chat robot.
     pub fn installed(db: &TestDb, api: &Stub, chat: &Stub) -> Option<Self> {
         let machine = Self::new()?;
         machine.answers(db, api, chat);
-        machine.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
-        for file in ["mongodb_uri", "webhook_url", "settings.conf"] {
-            machine.must(&format!("sudoedit {ETC}/{file}"));
-        }
+        machine.install();
         Some(machine)
+    }
+
+    pub fn install(&self) {
+        self.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
+        self.must(&format!(
+            "for file in mongodb_uri webhook_url settings.conf; do sudoedit {ETC}/$file; done"
+        ));
     }
 
     /// What its operator enters into each file.
@@ -82,8 +88,7 @@ impl Machine {
 
     /// A file of the machine, as this process reaches it.
     pub fn path(&self, path: &str) -> PathBuf {
-        let root = format!("/proc/{}/root{}", self.holder.id(), self.mount.display());
-        Path::new(&root).join(path.trim_start_matches('/'))
+        PathBuf::from(format!("/proc/{}/root{}{path}", self.holder.id(), self.mount.display()))
     }
 
     pub fn read(&self, path: &str) -> String {
@@ -97,14 +102,18 @@ impl Machine {
     /// A shell command as root's, in nothing but an administrator's search path.
     pub fn sh(&self, shell_command: &str) -> Run {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path).secret(KEY);
+        let run = self.enter().env("PATH", path).secret(KEY);
         let run = match &self.booted {
-            Some((_, first)) => run.args(["-t", first, "-m", "-p", "-u", "-i", "-r", "-w"]),
-            None => {
-                run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg("chroot").arg(&self.mount)
-            }
+            Some((_, first)) => run.no_args().args(["-t", first, "-m", "-p", "-u", "-i", "-r", "-w"]),
+            None => run.arg("chroot").arg(&self.mount),
         };
         run.args(["/bin/sh", "-c", shell_command])
+    }
+
+    /// A command to come among its mounts.
+    fn enter(&self) -> Run {
+        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
+        run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))
     }
 
     #[track_caller]
@@ -114,23 +123,19 @@ impl Machine {
 
     /// Boots its systemd in a container; `false`, said on the terminal, where that cannot be had.
     pub fn boot(&mut self) -> bool {
-        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
-        let run = run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
         // It mounts its own of these.
         let boot = r#"umount -l "$0/proc" "$0/dev"
             exec systemd-nspawn -q --setenv="TEST_SUPPORT_OWNER=$TEST_SUPPORT_OWNER" --register=no --keep-unit --boot -D "$0" systemd.unit=basic.target"#;
-        let container = run.args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 5).start();
+        let container = self.enter().args(["sh", "-c", boot]).arg(&self.mount).limit(PATIENCE * 8);
+        let mut container = container.start();
         let mut first = String::new();
-        for _ in 0..600 {
+        await_true("a container", || {
             // nsenter became nspawn; its child is the container's first process once that runs systemd.
-            let children =
-                command("pgrep").args(["-x", "systemd", "-P", &container.pid().to_string()]).output();
-            String::from_utf8_lossy(&children.expect("pgrep").stdout).trim().clone_into(&mut first);
-            if !first.is_empty() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+            let parent = container.pid().to_string();
+            let children = command("pgrep").args(["-x", "systemd", "-P", &parent]).output().expect("pgrep");
+            String::from_utf8_lossy(&children.stdout).trim().clone_into(&mut first);
+            !first.is_empty() || !container.is_running()
+        });
         if first.is_empty() {
             let _ = writeln!(io::stderr(), "SKIPPED: a booted container, which cannot be had here");
             return false;

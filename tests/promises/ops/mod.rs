@@ -9,13 +9,14 @@ mod monitor;
 mod notify;
 mod readme;
 mod rotate;
-mod rules;
 mod schedules;
 mod sharded;
+mod units;
 
-use crate::support::{Mongod, Reply, Run, Stub, TestDb, command};
+use crate::support::{Mongod, Reply, Request, Run, Stub, TestDb, command, scratch_dir};
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
@@ -31,11 +32,23 @@ fn path() -> OsString {
     path
 }
 
+fn find(program: &str) -> Option<PathBuf> {
+    env::split_paths(&path()).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// A folder with nothing but these tools.
+fn tools(names: &[&str]) -> PathBuf {
+    let dir = scratch_dir();
+    for name in names {
+        symlink(find(name).unwrap_or_else(|| panic!("no {name}")), dir.join(name)).expect("tool");
+    }
+    dir
+}
+
 /// A tool that judges what we ship. Where it is not installed the test says on the terminal that
 /// it was skipped; in continuous integration (`CI` is set) it must be there.
 fn checker(program: &str) -> Option<Command> {
-    let found = env::split_paths(&path()).any(|dir| dir.join(program).is_file());
-    if !found {
+    if find(program).is_none() {
         assert!(env::var_os("CI").is_none(), "{program} is not installed");
         // Not by a macro: the test harness would swallow it.
         let _ = writeln!(io::stderr(), "SKIPPED: a check by {program}, which is not installed");
@@ -56,21 +69,38 @@ fn must_pass(tool: &mut Command) -> String {
     said
 }
 
-/// A database and an API that answers by what the token is called: `invalid`, `busy`, else valid.
+#[track_caller]
+fn assert_one_line(said: &str, start: &str) {
+    assert!(said.starts_with(start) && said.lines().count() == 1, "not one line {start:?}…: {said:?}");
+}
+
+/// A database, and an API that answers by what the token is called.
 fn world() -> (TestDb, Stub) {
-    let api = Stub::start(|request| match request.token() {
-        token if token.contains("-invalid-") => Reply::invalid(),
-        token if token.contains("-busy-") => Reply::busy(),
-        _ => Reply::valid(),
-    });
-    (Mongod::shared().fresh_db(), api)
+    (Mongod::shared().fresh_db(), Stub::by_label())
 }
 
 /// One of our scripts, in the environment of a run.
 fn run_script(name: &str, db: &TestDb, api: &Stub) -> Run {
-    let binary = support::binary();
-    let mut path = OsString::from(binary.parent().expect("a folder"));
+    let mut path = OsString::from(support::binary().parent().expect("a folder"));
     path.push(":");
     path.push(self::path());
     Run::new(db, api).no_args().program(script(name)).env("PATH", path)
+}
+
+/// A chat service that takes every message.
+fn chat() -> Stub {
+    Stub::always(Reply::json(200, r#"{"errcode":0,"errmsg":"ok","code":0,"msg":"success"}"#))
+}
+
+/// The text that a robot posted, in any of the services' forms.
+fn text_of(request: &Request) -> String {
+    let payload: serde_json::Value = serde_json::from_slice(&request.body).expect("a JSON payload");
+    let text =
+        ["/text/content", "/content/text", "/text"].iter().find_map(|&at| payload.pointer(at)?.as_str());
+    text.expect("a text").to_owned()
+}
+
+/// All that it posted so far.
+fn messages(chat: &Stub) -> Vec<String> {
+    chat.recorded().iter().map(|request| text_of(request)).collect()
 }

@@ -1,8 +1,8 @@
 //! The README's commands for a server, taken out of it and run as written on an installed machine.
 
-use super::machine::Machine;
-use super::support::{Reply, Seed, Stub, unique_token};
-use super::world;
+use super::machine::{Machine, NOBODY, SCHEDULES};
+use super::support::{Seed, unique_token};
+use super::{chat, world};
 use mongodb::bson::oid::ObjectId;
 use std::fs;
 use std::path::Path;
@@ -19,66 +19,56 @@ const CHAPTERS: [&str; 5] = [
 /// The commands of the `sh` blocks in these chapters; one that goes on in the next line is one.
 fn commands() -> Vec<String> {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(readme).expect("README.md");
-    let (mut chapter, mut inside, mut commands) = (String::new(), false, Vec::<String>::new());
+    let readme = fs::read_to_string(readme).expect("README.md").replace("|\n ", "| ");
+    let (mut chapter, mut inside, mut commands) = ("", false, Vec::new());
     for line in readme.lines() {
         if line.starts_with("```") {
-            inside = line == "```sh" && CHAPTERS.contains(&chapter.as_str());
-        } else if inside {
-            match commands.last_mut() {
-                Some(last) if last.ends_with(['|', '\\']) => {
-                    *last = last.trim_end_matches('\\').to_owned() + line;
-                }
-                _ => commands.push(line.to_owned()),
-            }
-        } else if line.starts_with('#') {
-            line.clone_into(&mut chapter);
+            inside = line == "```sh" && CHAPTERS.contains(&chapter);
+        } else if inside && !line.trim().is_empty() && !line.starts_with('#') {
+            commands.push(line.to_owned());
+        } else if !inside && line.starts_with('#') {
+            chapter = line;
         }
     }
-    commands.retain(|command| !command.trim().is_empty() && !command.trim_start().starts_with('#'));
     commands
 }
 
 #[test]
 fn each_command_for_a_server_works_as_written() {
     let (db, api) = world();
-    let chat = Stub::always(Reply::json(200, ""));
+    let chat = chat();
     let card = db.add_card("名片名");
     db.add(Seed::new(&unique_token("good")).card(card));
     db.add_tokens("good", 2);
     let deleted = db.add(Seed::new(&unique_token("invalid")).set("_id", ObjectId::new()));
     let Some(machine) = Machine::new() else { return };
     machine.answers(&db, &api, &chat);
+    let ours = || machine.must("find /etc /usr/local /var -name '*baoming*' | sort").stdout;
+    let before = ours();
 
     let commands = commands();
-    for needed in [
-        "scripts/install.sh",
-        "--self-test",
-        "--dry-run",
-        "--card",
-        "--cleanup-days",
-        "--restore-hours",
-        "status",
-    ] {
+    for needed in "install.sh --self-test --dry-run --card --cleanup-days --restore-hours status".split(' ') {
         assert!(commands.iter().any(|command| command.contains(needed)), "no {needed} among {commands:#?}");
     }
     for command in &commands {
         let outcome = machine.sh(&format!("cd /root/src\n{command}")).go();
         assert_eq!(outcome.code, Some(0), "{command}\n{outcome:?}");
-        if command.contains("--restore-hours")
-            && !command.contains("--dry-run")
-            && !command.contains("--card")
-        {
+        let restores_all = command.contains("--restore-hours") && !command.contains(" --dry-run");
+        if restores_all && !command.contains("--card") {
             assert!(db.token(deleted).is_some(), "taken by the schedule, not brought back by {command}");
         }
         if command.contains("--self-test") {
             // Day two begins when the schedules have run.
-            for schedule in ["active", "all", "cleanup"] {
+            for schedule in SCHEDULES {
                 machine.must(&format!("baoming run {schedule}"));
             }
-            let status = machine.must("setpriv --reuid=65534 --regid=65534 --clear-groups baoming status");
+            let status = machine.must(&format!("{NOBODY} baoming status"));
             assert_eq!(status.stdout.matches("OK 正常: ").count(), 3, "{status:?}");
         }
     }
     db.assert_none_lost();
+    // What was installed is gone again, but for what its operator entered and the log.
+    machine.must("/root/src/scripts/install.sh --uninstall; cd /etc/refresh_baoming_tokens; rm mongodb_uri webhook_url settings.conf");
+    machine.must("rm -r /etc/refresh_baoming_tokens /var/log/refresh_baoming_tokens");
+    assert_eq!(ours(), before);
 }
