@@ -46,7 +46,7 @@ for file in "$@"; do
             if (value[ended] == "" || code == "") say(3, ENVIRON["FILE"] " 不是指标文件 (no metrics in it)")
             if (age > limit + 0) say(2, "过期: " limit " 小时内没有运行结束 (stale); " counts)
             if (age < -1) say(3, "指标来自未来，检查时钟 (from the future); " counts)
-            if (code == 3 && value["success"] == 0) say(2, "全部失败 (all failed); " counts)
+            if (code == 3 && value["failed"] > 0 && value["success"] + value["deleted"] + value["withheld"] == 0) say(2, "全部失败 (all failed); " counts)
             if (code == 3) say(1, "部分失败 (some failed); " counts)
             if (code == 25) say(1, "删除被保留，等待决定 (deletions held back); " counts)
             if (code == 130 || code == 143) say(1, "被信号停止 (stopped); " counts)

@@ -38,6 +38,8 @@ elif ! printf '%s\n' "$url" | grep -Eqx '(https?://[^"\]+)?'; then
     trouble="$file 中没有 http(s) 地址 (no address in the webhook file)"
 fi
 
+# shellcheck disable=SC3045 # every sh at hand has it; a core dump would hold tokens
+ulimit -c 0 2>/dev/null || :
 tmp=$(mktemp -d) || exec "$@" --json
 trap 'rm -rf "$tmp"' EXIT
 exec 3>/dev/null
@@ -89,7 +91,7 @@ case $code:${details%%
 25:*) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next='确认确实失效后 sudo baoming --max-delete 数量' ;;
 126:* | 127:*) outcome="❌ 退出码 $code: 程序没能运行" next='按上面的错误处理，或重新运行 install.sh' ;;
 130:* | 143:*) outcome="⏹️ 退出码 $code: 被信号停止" next='下次运行从其余 Token 继续' ;;
-*) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;
+*) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || [ "$code" -gt 192 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;
 esac
 ending=$code
 if [ -n "$trouble" ]; then

@@ -54,6 +54,7 @@ fn metrics(exit_code: i32, counts: &[(&str, u32)], hours_ago: f64) -> String {
 fn each_state_has_its_own_word_and_code() {
     let counts = [("success", 8), ("failed", 1), ("deleted", 2)];
     let none = [("success", 0), ("failed", 4)];
+    let condemned = [("failed", 3), ("deleted", 3)];
     for userland in userlands() {
         for (content, code, line) in [
             (metrics(0, &counts, 1.0), 0, "OK 正常: all 1.0 小时前: 成功 8, 失败 1, 删除 2,"),
@@ -61,6 +62,7 @@ fn each_state_has_its_own_word_and_code() {
             (metrics(0, &counts, 48.1), 2, "CRITICAL 严重: all 过期: "),
             (metrics(3, &counts, 1.0), 1, "WARNING 警告: all 部分失败 "),
             (metrics(3, &none, 1.0), 2, "CRITICAL 严重: all 全部失败 "),
+            (metrics(3, &condemned, 1.0), 1, "WARNING 警告: all 部分失败 "),
             (metrics(25, &counts, 1.0), 1, "WARNING 警告: all 删除被保留"),
             (metrics(143, &counts, 1.0), 1, "WARNING 警告: all 被信号停止 "),
             (metrics(1, &[], 1.0), 2, "CRITICAL 严重: all 失败: 退出码 1 "),
