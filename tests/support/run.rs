@@ -168,6 +168,10 @@ impl Live {
         kill_process(self.pid(), signal).expect("a live process");
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("state of the run").is_none()
+    }
+
     pub fn kill(self) -> Outcome {
         count(Total::Kills, 1);
         self.kill_all();
