@@ -2,8 +2,7 @@
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
 use super::support::{Reply, Run, Seed, Signal, Stub, TestDb, await_true, dead, unique_token};
-use super::{chat, checker, messages, must_pass, path, world};
-use std::fs;
+use super::{chat, checker, messages, path, world};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,11 +65,6 @@ fn one_of_three_schedules_fails_and_monitor_and_live_alerts_name_it() {
     let status = machine.sh(&format!("{NOBODY} baoming status")).go().expect(2);
     for line in ["OK 正常: active ", "CRITICAL 严重: all 失败: 退出码 1 ", "OK 正常: cleanup "] {
         assert_eq!(status.stdout.matches(line).count(), 1, "{line}: {status:?}");
-    }
-    for schedule in SCHEDULES {
-        let Some(mut promtool) = checker("promtool") else { break };
-        let file = fs::File::open(machine.path(&format!("{STATE}/{schedule}.prom"))).expect("metrics");
-        must_pass(promtool.args(["check", "metrics"]).stdin(file));
     }
     // A collector reads all three at once, by the links that the README makes; Prometheus judges.
     if checker("prometheus").is_none() || checker("prometheus-node-exporter").is_none() {
