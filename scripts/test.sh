@@ -29,6 +29,7 @@ mkdir -p target
 TEST_TOTALS=$(mktemp -p "$PWD/target" totals.XXXXXX)
 export TEST_TOTALS
 trap 'rm -f "$TEST_TOTALS"' EXIT
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4} # they wait more than they work
 cargo test --quiet --locked "$@"
 
 echo 'Over all tests:'

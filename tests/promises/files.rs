@@ -258,7 +258,7 @@ const METRICS: &str = "\
 COUNTS# HELP baoming_refresh_last_completion_timestamp_seconds Unix time at which the last run ended.
 # TYPE baoming_refresh_last_completion_timestamp_seconds gauge
 baoming_refresh_last_completion_timestamp_seconds{schedule=\"active\"} NOW
-# HELP baoming_refresh_last_success_timestamp_seconds Unix time at which the last run with exit code 0 ended; 0 = never.
+# HELP baoming_refresh_last_success_timestamp_seconds Unix time of the last run with exit code 0; 0 = never.
 # TYPE baoming_refresh_last_success_timestamp_seconds gauge
 baoming_refresh_last_success_timestamp_seconds{schedule=\"active\"} SUCCESS
 # HELP baoming_refresh_duration_seconds Duration of the last run in seconds.
