@@ -319,10 +319,10 @@ fn every_command_broken_in_every_way() {
             scenario.assert_concerns(&run.commands);
             for command in run.commands {
                 let is_write = command.is_write();
-                // What other concerns can change is what becomes of a write that went wrong.
+                // What other concerns can change is what becomes of a write that went wrong or was the last.
                 let of_this = |(_, blow): &(bool, Blow)| {
                     let can_be = scenario.name != "import" || !matches!(blow, Blow::Change(..) | Blow::Rival);
-                    can_be && (options.is_empty() || is_write && matches!(blow, Blow::Once(_)))
+                    can_be && (options.is_empty() || is_write && matches!(blow, Blow::Once(_) | Blow::Kill))
                 };
                 let row =
                     |blow| (scenario.name, command.number, blow, options, scenario, timeless(&undisturbed));
