@@ -8,7 +8,7 @@ use mongodb::bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
 use crate::clock::WallTime;
-use crate::db_error::{DbError, Result};
+use crate::db_error::Result;
 use crate::select::Shard;
 use crate::store::Store;
 use crate::text::{AccessToken, presentable};
@@ -161,44 +161,6 @@ impl Store {
         let found = self.worker.repeat(newest).1?;
         let tokens = found.iter().filter_map(|raw| token_from(raw)).collect();
         Ok((count, self.with_card_names(tokens)?))
-    }
-
-    /// Whether the collection of tokens exists.
-    pub fn has_tokens_collection(&self) -> Result<bool> {
-        Ok(self
-            .collections()?
-            .iter()
-            .any(|found| found.get_str("name").is_ok_and(|name| name == self.tokens.name())))
-    }
-
-    /// Why nothing may be deleted from these collections: one that drops or hides documents is no recycle
-    /// bin, and one that compares texts by rules of its own cannot tell whether a token is the one that was copied.
-    pub fn unfit_to_delete(&self) -> Result<Option<String>> {
-        let collections = match self.collections() {
-            Err(DbError::Lost(what)) => return Err(DbError::Lost(what)),
-            collections => collections.unwrap_or_default(), // an account that may not ask
-        };
-        Ok(collections.iter().find_map(|found| {
-            let option = |name: &str| found.get_document("options").is_ok_and(|all| all.contains_key(name));
-            let kind = match found.get_str("type") {
-                Ok("collection") if option("capped") => "固定大小的集合 (capped)",
-                Ok("collection") if option("collation") => "有 collation 的集合",
-                Ok("collection") => return None,
-                _ => "视图或时间序列 (view, time series)",
-            };
-            Some(format!("{} 是{kind}，无法安全删除", found.get_str("name").unwrap_or_default()))
-        }))
-    }
-
-    /// The collections of tokens, living and deleted, as the server describes them.
-    fn collections(&self) -> Result<Vec<Document>> {
-        let database = self.database.clone();
-        let filter = doc! { "name": { "$in": [self.tokens.name(), self.bin.name()] } };
-        let list =
-            move |_| database.run_command(doc! { "listCollections": 1, "filter": filter.clone() }).run();
-        let reply = self.worker.repeat(list).1?;
-        let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-        Ok(batch.into_iter().flatten().filter_map(|found| found.as_document().cloned()).collect())
     }
 
     /// A whole token document, if the guard still holds.

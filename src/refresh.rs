@@ -23,7 +23,6 @@ use crate::writes::Written;
 /// The lines that structure the log.
 const DOUBLE_LINE: &str = "============================================================";
 const SINGLE_LINE: &str = "------------------------------------------------------------";
-/// The least time between two lines that tell of the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
 struct Run<'a> {
