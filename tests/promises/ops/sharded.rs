@@ -143,7 +143,9 @@ fn a_signal_stops_all_and_waits_for_them() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 143)] {
         let (db, api, gate) = gated();
         let tmp = scratch_dir();
-        let run = sharded(&db, &api, &tmp, &["3", "--json"]).start();
+        // A pause after each token, in which the signal finds its way through the script.
+        let run = run_script("refresh_sharded.sh", &db, &api).env("TMPDIR", &tmp);
+        let run = run.args(["3", "--json", "--delay-ms", "5000"]).start();
         api.await_request(3);
         if signal == Signal::INT {
             // As Ctrl-C does: to all of the terminal's foreground.
