@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use log::info;
+use log::{info, warn};
 use mongodb::bson::oid::ObjectId;
 
 use crate::api::Api;
@@ -52,8 +52,13 @@ pub fn run(
         }
     }
     delete::run(store, api, args, Instant::now(), collection_size, &candidates, summary);
-    let verb = if args.dry_run { "🔍 试运行: 将清理" } else { "✅ 已清理" };
-    info!("  {verb} {} 个过期 Token", summary.counts.cleaned);
+    let cleaned = summary.counts.cleaned;
+    if summary.stop.is_some() {
+        warn!("  ⏹️ 清理提前结束，已清理 {cleaned} 个过期 Token");
+    } else {
+        let verb = if args.dry_run { "🔍 试运行: 将清理" } else { "✅ 已清理" };
+        info!("  {verb} {cleaned} 个过期 Token");
+    }
     Ok(())
 }
 

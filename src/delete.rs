@@ -73,7 +73,7 @@ pub fn run(
         let unfit = store.unfit_to_delete().unwrap_or_else(|error| Some(error.to_string()));
         if let Some(reason) = unfit {
             error!("  🛑 不删除任何 Token: {reason}");
-            summary.raise(Stop::Database);
+            summary.lose_database(stop::requested());
         }
     }
     let mut silence = Silence::default();
@@ -85,14 +85,16 @@ pub fn run(
         if let Some(signal) = stop::requested() {
             summary.raise(Stop::Signal(signal));
         }
-        let result = match &candidate.condemned {
-            _ if summary.stop.is_some() => Ok(Fate::Kept),
-            Some(token) => ask_again(store, api, token, candidate, &mut silence, summary),
-            None => move_to_bin(store, candidate),
+        let result = if summary.stop.is_some() {
+            Ok(Fate::Kept)
+        } else if let Some(token) = &candidate.condemned {
+            ask_again(store, api, token, candidate, &mut silence, summary)
+        } else {
+            move_to_bin(store, candidate)
         };
         let fate = result.unwrap_or_else(|(fate, error)| {
             error!("  ❌ {} 无法继续，不再删除任何 Token: {error}", candidate.label);
-            summary.raise(Stop::Database);
+            summary.lose_database(stop::requested());
             fate
         });
         // Also when no other candidate follows: this one was left undone.

@@ -16,7 +16,7 @@ use crate::clock::{Clock, WallTime};
 use crate::db_error::{DbError, Result};
 use crate::stop;
 use crate::store::Store;
-use crate::summary::{Stop, Summary};
+use crate::summary::Summary;
 use crate::text::{AccessToken, escape, os_error, presentable};
 use crate::writes::{NewToken, Written};
 
@@ -85,7 +85,7 @@ pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
                 // Written, but maybe not for good.
                 summary.counts.success += usize::from(matches!(error, DbError::Unconfirmed(_)));
                 error!("❌ 导入未完成: {error}；可以重新运行，已导入的会跳过");
-                summary.raise(Stop::Database);
+                summary.lose_database(stop::requested());
                 break;
             }
         }

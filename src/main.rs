@@ -187,10 +187,8 @@ impl<'a> Program<'a> {
 
     /// A run that ended before its verb.
     fn without_database(&self) -> Summary {
-        let mut summary = Summary::stopped_by(Stop::Database);
-        if let Some(signal) = stop::requested() {
-            summary.raise(Stop::Signal(signal));
-        }
+        let mut summary = Summary::default();
+        summary.lose_database(stop::requested());
         if self.args.action == Action::SelfTest {
             self_test::report([false; 4], &mut summary);
         }

@@ -135,6 +135,9 @@ impl Store {
         let mut entries: Vec<Entry> = found.into_iter().flatten().collect();
         let foreign = total - entries.len();
         entries.retain(|entry| !left_out.contains(&entry.id));
+        // One that moved during the scan may have been found twice.
+        entries.sort_unstable_by_key(|entry| entry.id);
+        entries.dedup_by_key(|entry| entry.id);
         entries.sort_unstable_by_key(|entry| (entry.last_used, entry.id));
         Ok((entries, foreign))
     }
@@ -170,8 +173,7 @@ impl Store {
 
     /// Whether a token exists.
     pub fn exists(&self, id: ObjectId) -> Result<bool> {
-        let is_pretended = self.pretended_added.borrow().contains(&id);
-        Ok(is_pretended || self.find_one(&self.tokens, doc! { "_id": id })?.is_some())
+        Ok(self.pretended_added.borrow().contains(&id) || self.has(&self.tokens, id)?)
     }
 
     /// Whether a card has a token.

@@ -81,10 +81,11 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         }
     }
     if run.summary.stop.is_none() && args.card.is_none() && stop::requested().is_none() {
-        // Failing at this is no failure of the run: the entries stay for the next one.
+        // What is refused here is no failure of the run: the entries stay for the next one.
         match store.purge_bin() {
             Ok(0) => {}
             Ok(count) => info!("🧹 回收站: 已清除 {count} 个超过 30 天的记录"),
+            Err(error @ DbError::Lost(_)) => run.lose_database(&error),
             Err(error) => warn!("⚠️ 无法清理回收站: {error}"),
         }
     }
@@ -264,10 +265,7 @@ impl Run<'_> {
 
     fn lose_database(&mut self, error: &DbError) {
         error!("❌ 数据库不可用: {error}");
-        self.summary.raise(Stop::Database);
-        if let Some(signal) = stop::requested() {
-            self.summary.raise(Stop::Signal(signal));
-        }
+        self.summary.lose_database(stop::requested());
     }
 }
 
@@ -281,7 +279,9 @@ fn print_statistics(summary: &Summary, is_dry_run: bool) {
     let advice = summary.failure_reason().map_or("请检查网络、DNS 和代理", advice);
     match summary.stop {
         Some(Stop::Signal(_)) => warn!("⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续"),
-        Some(Stop::Database | Stop::Broken) => error!("⏹️ 刷新提前结束: 数据库不可用，其余 Token 下次继续"),
+        Some(Stop::Database | Stop::Broken) => {
+            error!("⏹️ 刷新提前结束: 数据库不可用或拒绝操作，原因见上；其余 Token 下次继续");
+        }
         Some(Stop::ApiUnreachable) => error!("⏹️ 刷新提前结束: API 没有应答；{advice}"),
         None if summary.nothing_worked() => warn!("⚠️ 刷新完成，但没有一个 Token 刷新成功；{advice}"),
         None | Some(Stop::DeleteLimit) => info!("🎉 刷新完成"),

@@ -6,7 +6,7 @@ use crate::db_error::{DbError, Result};
 use crate::reads::BinEntry;
 use crate::stop;
 use crate::store::Store;
-use crate::summary::{Stop, Summary};
+use crate::summary::Summary;
 use crate::text::{AccessToken, presentable};
 use crate::writes::Written;
 
@@ -17,7 +17,7 @@ pub fn run(store: &Store, hours: u32, is_dry_run: bool) -> Summary {
     let verb = if is_dry_run { "将恢复" } else { "已恢复" };
     if let Err(error) = restore_all(store, hours, verb, &mut summary) {
         error!("❌ 恢复未完成: {error}");
-        summary.raise(Stop::Database);
+        summary.lose_database(stop::requested());
     }
     summary.close_after(stop::requested());
     summary.lines().iter().for_each(|line| info!("{line}"));

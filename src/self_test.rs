@@ -60,7 +60,7 @@ fn guarded<T>(summary: &mut Summary, result: Result<T>) -> Option<T> {
     result
         .inspect_err(|error| {
             error!("❌ 数据库不可用: {error}");
-            summary.raise(Stop::Database);
+            summary.lose_database(stop::requested());
         })
         .ok()
 }

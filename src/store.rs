@@ -189,7 +189,8 @@ impl Store {
         Ok(batch.into_iter().flatten().filter_map(|found| found.as_document().cloned()).collect())
     }
 
-    /// The same collection for inserts, which must survive whatever the deletion that follows them survives.
+    /// The same collection for writes by a majority: what is inserted must survive whatever the deletion
+    /// that follows it survives.
     pub(crate) fn confirmed(&self, collection: &Documents) -> Documents {
         let majority =
             WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(MAJORITY_TIMEOUT).build();
@@ -205,6 +206,11 @@ impl Store {
     ) -> Result<Option<RawDocumentBuf>> {
         let collection = collection.clone();
         self.worker.repeat(move |_| collection.find_one(filter.clone()).run()).1
+    }
+
+    /// Whether a document with this `_id` is there.
+    pub(crate) fn has(&self, collection: &Documents, id: ObjectId) -> Result<bool> {
+        Ok(self.find_one(collection, doc! { "_id": id })?.is_some())
     }
 
     /// Reads all that a filter finds, one reply of the server at a time, so

@@ -92,6 +92,11 @@ impl Summary {
         self.stop = self.stop.max(Some(stop));
     }
 
+    /// Notes that the database is out of order, or that a signal ended the waiting for it.
+    pub fn lose_database(&mut self, signal: Option<u8>) {
+        self.stop = self.stop.max(Some(Stop::Database)).max(signal.map(Stop::Signal));
+    }
+
     /// Closes a verb that a signal stops only if some of the total was left undone.
     pub fn close_after(&mut self, signal: Option<u8>) {
         self.close();

@@ -74,8 +74,8 @@ impl Worker {
         Instant::now() + self.limit
     }
 
-    /// Runs an idempotent operation, again after passing errors with growing
-    /// pauses, within the limit. It is told which try it is, from 1; the number
+    /// Runs an operation that may be sent twice, again after passing errors with
+    /// growing pauses, within the limit. It is told which try it is, from 1; the number
     /// of tries comes back with the result.
     pub fn repeat<T: Send + 'static>(
         &self,

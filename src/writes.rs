@@ -13,7 +13,7 @@ use mongodb::bson::{DateTime, Document, doc, rawdoc};
 use crate::clock::WallTime;
 use crate::db_error::{DUPLICATE_KEY, DbError, Result};
 use crate::reads::{BinEntry, Token};
-use crate::store::Store;
+use crate::store::{Documents, Store};
 use crate::text::AccessToken;
 
 /// How old a bin entry may become.
@@ -54,7 +54,7 @@ impl Store {
         Ok(done_if(self.worker.repeat(update).1?.matched_count))
     }
 
-    /// Deletes a token if it is still `unchanged`. The number of tries comes back with the result.
+    /// Deletes a token if it is still what [`unchanged`] finds. The number of tries comes back with the result.
     pub fn delete(&self, id: ObjectId, unchanged: Document) -> (u32, Result<Written>) {
         if self.dry_run {
             return (1, self.would_change(id, &unchanged));
@@ -82,15 +82,11 @@ impl Store {
         }
         let deleted_at = DateTime::from_millis(self.clock.now().as_millisecond());
         let entry = rawdoc! { "_id": id, "token": token.clone(), "reason": reason, "deleted_at": deleted_at };
-        let (bin, inserts) = (self.bin.clone(), self.confirmed(&self.bin));
-        let insert = move |tries| {
-            if tries > 1 {
-                // An earlier try may have got through unconfirmed.
-                bin.delete_one(doc! { "_id": id }).run()?;
-            }
-            inserts.insert_one(&entry).run()
+        let written = match self.insert(&self.bin, &entry, id) {
+            Ok(Written::Changed) => Err(DbError::Other(DUPLICATE_KEY)),
+            written => written,
         };
-        match self.worker.repeat(insert).1 {
+        match written {
             Ok(_) => Ok(id),
             Err(error) => {
                 if let Err(left) = self.take_out_of_bin(id) {
@@ -154,18 +150,24 @@ impl Store {
             self.pretended_added.borrow_mut().extend([id].into_iter().chain(card_id));
             return Ok(Written::Would);
         }
-        let (tokens, document) = (self.confirmed(&self.tokens), document.clone());
-        let (tries, result) = self.worker.repeat(move |_| tokens.insert_one(&document).run());
+        self.insert(&self.tokens, document, id)
+    }
+
+    /// Inserts by a majority. `Changed`: a document like it is there already.
+    fn insert(&self, collection: &Documents, document: &RawDocumentBuf, id: ObjectId) -> Result<Written> {
+        let (confirmed, document) = (self.confirmed(collection), document.clone());
+        let (tries, result) = self.worker.repeat(move |_| confirmed.insert_one(&document).run());
         match result {
-            // An earlier try got through, only its answer did not; a majority that has a later write has it too.
-            Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.exists(id)? => {
-                let bin = self.confirmed(&self.bin);
-                let nothing = doc! { "_id": ObjectId::new() };
-                self.worker.repeat(move |_| bin.delete_one(nothing.clone()).run()).1?;
+            Ok(_) => Ok(Written::Done),
+            Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.has(collection, id)? => {
+                // An earlier try got through, only its answer did not. The server lets also a write that
+                // finds nothing wait for the majority to have all that was before it.
+                let (confirmed, nothing) = (self.confirmed(collection), doc! { "_id": ObjectId::new() });
+                self.worker.repeat(move |_| confirmed.delete_one(nothing.clone()).run()).1?;
                 Ok(Written::Done)
             }
             Err(DbError::Other(DUPLICATE_KEY)) => Ok(Written::Changed),
-            other => other.map(|_| Written::Done),
+            Err(error) => Err(error),
         }
     }
 }
