@@ -113,6 +113,13 @@ pub fn run(
 /// count as one of the run's already.
 fn count_fate(fate: &Fate, candidate: &Candidate, is_dry_run: bool, summary: &mut Summary) {
     let (label, is_verdict) = (&candidate.label, candidate.condemned.is_some());
+    let mut count_failure = |reason: &str| {
+        if is_verdict {
+            summary.fail(reason);
+        } else {
+            summary.cleanup_failed = true;
+        }
+    };
     match fate {
         Fate::Deleted if is_verdict => {
             let verb = if is_dry_run { "试运行: 将删除" } else { "已删除" };
@@ -126,19 +133,11 @@ fn count_fate(fate: &Fate, candidate: &Candidate, is_dry_run: bool, summary: &mu
         }
         Fate::Failed(reason) => {
             warn!("  ⚠️ {label} 未删除，Token 保留: {reason}");
-            if is_verdict {
-                summary.fail(reason);
-            } else {
-                summary.cleanup_failed = true;
-            }
+            count_failure(reason);
         }
         Fate::Unsure => {
             warn!("  ⚠️ {label} 不确定是否已删除: Token 仍在原处或在回收站中");
-            if is_verdict {
-                summary.fail("不确定是否已删除");
-            } else {
-                summary.cleanup_failed = true;
-            }
+            count_failure("不确定是否已删除");
         }
         Fate::Valid => {
             info!("  ✅ {label} 再次询问: Token 有效");
@@ -187,8 +186,8 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     let Some(copy) = store.whole(&candidate.guard).map_err(kept)? else {
         return Ok(Fate::Changed);
     };
-    let unchanged = match unchanged(candidate.id, &copy) {
-        Ok(unchanged) => unchanged,
+    let filter = match unchanged(candidate.id, &copy) {
+        Ok(filter) => filter,
         Err(error) => return Ok(Fate::Failed(error.to_string())),
     };
     let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(kept)?;
@@ -197,7 +196,7 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
             warn!("  ⚠️ {} Token 保留，但它的副本留在回收站中: {error}", candidate.label);
         }
     };
-    let error = match store.delete(candidate.id, unchanged) {
+    let error = match store.delete(candidate.id, filter) {
         (_, Ok(Written::Done | Written::Would)) => return Ok(Fate::Deleted),
         (1, Ok(Written::Changed)) => {
             take_copy_out();

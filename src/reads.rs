@@ -92,7 +92,6 @@ pub struct BinEntry {
     pub deleted_at: Timestamp,
     pub token_id: ObjectId,
     pub card_id: Option<ObjectId>,
-    /// The token as it was.
     pub token: RawDocumentBuf,
 }
 
@@ -171,12 +170,10 @@ impl Store {
         self.find_one(&self.tokens, guard.clone())
     }
 
-    /// Whether a token exists.
     pub fn exists(&self, id: ObjectId) -> Result<bool> {
         Ok(self.pretended_added.borrow().contains(&id) || self.has(&self.tokens, id)?)
     }
 
-    /// Whether a card has a token.
     pub fn card_has_token(&self, card_id: ObjectId) -> Result<bool> {
         let is_pretended = self.pretended_added.borrow().contains(&card_id);
         Ok(is_pretended || self.find_one(&self.tokens, of_card(card_id))?.is_some())

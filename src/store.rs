@@ -45,7 +45,6 @@ const MAX_SCANS: u32 = 3;
 /// A collection whose documents are read as they are.
 pub type Documents = Collection<RawDocumentBuf>;
 
-/// The database.
 pub struct Store {
     /// The run's clock.
     pub clock: Clock,
@@ -151,7 +150,6 @@ impl Store {
         })
     }
 
-    /// Whether the collection of tokens exists.
     pub fn has_tokens_collection(&self) -> Result<bool> {
         Ok(self
             .collections()?
@@ -198,7 +196,6 @@ impl Store {
         self.database.collection_with_options(collection.name(), options)
     }
 
-    /// One document.
     pub(crate) fn find_one(
         &self,
         collection: &Documents,
@@ -208,7 +205,6 @@ impl Store {
         self.worker.repeat(move |_| collection.find_one(filter.clone()).run()).1
     }
 
-    /// Whether a document with this `_id` is there.
     pub(crate) fn has(&self, collection: &Documents, id: ObjectId) -> Result<bool> {
         Ok(self.find_one(collection, doc! { "_id": id })?.is_some())
     }

@@ -1,5 +1,6 @@
 //! All that this program ever writes, and what keeps a dry run from writing:
-//! each write begins with it.
+//! each write to the database is behind it. The one deletion of tokens is
+//! [`Store::delete`]; only [`Store::purge_bin`] deletes for good.
 //!
 //! The two collections of the desktop application are only ever changed by
 //! setting `last_used` and `updated_at` and by deleting or adding whole
@@ -29,7 +30,6 @@ pub enum Written {
     Changed,
 }
 
-/// The fields of a token that is imported.
 pub struct NewToken {
     pub card_id: ObjectId,
     pub access_token: AccessToken,
@@ -54,13 +54,13 @@ impl Store {
         Ok(done_if(self.worker.repeat(update).1?.matched_count))
     }
 
-    /// Deletes a token if it is still what [`unchanged`] finds. The number of tries comes back with the result.
-    pub fn delete(&self, id: ObjectId, unchanged: Document) -> (u32, Result<Written>) {
+    /// Deletes the token that a filter made by [`unchanged`] finds. The number of tries comes back with the result.
+    pub fn delete(&self, id: ObjectId, filter: Document) -> (u32, Result<Written>) {
         if self.dry_run {
-            return (1, self.would_change(id, &unchanged));
+            return (1, self.would_change(id, &filter));
         }
         let tokens = self.tokens.clone();
-        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(unchanged.clone()).run());
+        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(filter.clone()).run());
         (tries, result.map(|result| done_if(result.deleted_count)))
     }
 
@@ -97,7 +97,6 @@ impl Store {
         }
     }
 
-    /// Removes an entry from the recycle bin.
     pub fn take_out_of_bin(&self, id: ObjectId) -> Result<()> {
         if self.dry_run {
             return Ok(());
@@ -117,12 +116,12 @@ impl Store {
         Ok(self.worker.repeat(purge).1?.deleted_count)
     }
 
-    /// Puts a deleted token back as it was. Never overwrites. The copy stays in the bin.
+    /// Never overwrites; the copy stays in the bin.
     pub fn put_back(&self, entry: &BinEntry) -> Result<Written> {
         self.add_document(&entry.token, entry.token_id, entry.card_id)
     }
 
-    /// Adds an imported token; never changes one.
+    /// Of an import; never changes a token.
     pub fn add(&self, token: &NewToken) -> Result<Written> {
         let id = ObjectId::new();
         let now = DateTime::from_millis(self.clock.wall_now().0);
