@@ -123,8 +123,11 @@ uninstall_all() {
     for file in "$root$units/$name"* "$cron"* "$root/etc/logrotate.d/$name" "$root/etc/sysusers.d/$name.conf"; do
         [ -e "$file" ] || continue
         mkdir -p "$root$etc/kept"
-        mv "$file" "$root$etc/kept/"
-        say '已停用 switched off' "${file#"$root"} (移到 moved to $root$etc/kept)"
+        # By its folder too: a cron file and a logrotate file have the same name.
+        kept=$root$etc/kept/$(basename "${file%/*}")-${file##*/}
+        while [ -e "$kept" ]; do kept=$kept~; done
+        mv "$file" "$kept"
+        say '已停用 switched off' "${file#"$root"} (移到 moved to $kept)"
     done
     for file in "$root$state"/*.prom $(find "$root$exporter" -lname "$state/*" 2>/dev/null); do remove "${file#"$root"}"; done
     remove "$bin/$name" "$bin/baoming" "$lib" "$shipped" "$exporter/$name.prom"
@@ -132,6 +135,7 @@ uninstall_all() {
     find -H "$root$state" "$root$log" "$root$etc" -type f 2>/dev/null | sed 's/^/保留 kept /'
     systemd systemctl daemon-reload
     [ -n "$root" ] || ! id "$name" >/dev/null 2>&1 || echo "保留 kept 系统用户 (system user) $name"
+    [ -n "$root" ] || ! pgrep -af "^([^ ]*/)?$name( |\$)" || echo '以上进程仍在运行，请停止 (still running; stop them)'
     ! grep -ls baoming "$root"/var/spool/cron/crontabs/* || echo '以上个人 crontab 提到 baoming，请手动删除 (these crontabs name it; edit them by hand)'
 }
 

@@ -62,6 +62,20 @@ wait "$shower" || :
 last=$({ sed -n '/\[ERROR\]/p' "$tmp/log" && sed '/^20..-..-.. /d; /^$/d' "$tmp/log"; } | tail -n 1 | head -c 600 |
     iconv -c -f UTF-8 -t UTF-8 2>/dev/null) || :
 
+# They read only this file, and a run that left no report must not look like the one before.
+tell_monitors() {
+    prom=/var/lib/refresh_baoming_tokens/${SCHEDULE-}.prom
+    [ -e "$prom" ] || [ -e "/etc/refresh_baoming_tokens/${SCHEDULE-}.conf" ] || return
+    new=$(mktemp "$prom.XXXXXX") || return
+    if [ -e "$prom" ]; then
+        sed "s/^\(baoming_refresh_exit_code{.*} \).*/\1$code/" "$prom" >"$new"
+    else
+        printf 'baoming_refresh_%s{schedule="%s"} %s\n' exit_code "$SCHEDULE" "$code" \
+            last_completion_timestamp_seconds "$SCHEDULE" "$(date +%s)" >"$new"
+    fi
+    chmod 644 "$new" && mv "$new" "$prom"
+}
+
 if ! command -v jq >/dev/null; then
     details='没有安装 jq，无法读取结果'
 elif ! details=$(jq -rs '
@@ -74,6 +88,7 @@ elif ! details=$(jq -rs '
       "数据库 \(.database), 开始 \(.started_at), 用时 \(n("duration_seconds") * 10 | round / 10) 秒"
     ' "$tmp/json" 2>/dev/null); then
     details='没有收到运行结果'
+    tell_monitors 2>/dev/null || :
 fi
 log=/var/log/refresh_baoming_tokens/refresh.log
 clean='' next=''
@@ -86,10 +101,12 @@ case $code:${details%%
 0:*) outcome='✅ 完成' clean=1 ;;
 1:*) outcome='❌ 退出码 1: 数据库或文件故障，未能完成' next="sudo baoming --self-test；日志 $log" ;;
 2:*) outcome='❌ 退出码 2: 参数或配置错误，没有运行' next='按上面的错误修改设置，再 sudo baoming --self-test' ;;
+3:*成功\ 0*删除* | 3:*成功\ 0*保留*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="日志 $log" ;;
+3:*成功\ 0*) outcome='❌ 退出码 3: 没有一个 Token 刷新成功，都已保留' next="按日志最后一行检查: $log" ;;
 3:*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="下次自动重试；总是失败的见 $log" ;;
 5:*) outcome='❌ 退出码 5: API 无响应' next='检查网络、代理和 API；下次运行从其余 Token 继续' ;;
-25:*) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next='确认确实失效后 sudo baoming --max-delete 数量' ;;
-126:* | 127:*) outcome="❌ 退出码 $code: 程序没能运行" next='按上面的错误处理，或重新运行 install.sh' ;;
+25:*) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next="确认确实失效后 sudo baoming --max-delete 数量（日志中有 in the log: $log）" ;;
+126:* | 127:*) outcome="❌ 退出码 $code: 程序没能运行" next='检查密钥文件 mongodb_uri 和程序，再重新运行 install.sh' ;;
 130:* | 143:*) outcome="⏹️ 退出码 $code: 被信号停止" next='下次运行从其余 Token 继续' ;;
 *) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || [ "$code" -gt 192 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;
 esac

@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
-const KEPT_CRON: &str = "etc/refresh_baoming_tokens/kept/refresh_baoming_tokens";
+const KEPT_CRON: &str = "etc/refresh_baoming_tokens/kept/cron.d-refresh_baoming_tokens";
+const KEPT_LOGROTATE: &str = "etc/refresh_baoming_tokens/kept/logrotate.d-refresh_baoming_tokens";
 const SECRET: &str = "etc/refresh_baoming_tokens/mongodb_uri";
 const SETTINGS: &str = "etc/refresh_baoming_tokens/settings.conf";
 const LOGROTATE: &str = "etc/logrotate.d/refresh_baoming_tokens";
@@ -101,11 +102,21 @@ fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
     let removal = uninstall(&root);
     assert_told(&removal, "switched off", CRON);
     assert_told(&removal, "kept", SECRET);
-    for _ in 0..2 {
-        let left = tree(&root);
-        assert_eq!(left.keys().collect::<Vec<_>>(), [KEPT_CRON, SECRET]);
-        assert_eq!(left[KEPT_CRON].1, cron.as_bytes());
+    let mut kept = vec![(KEPT_CRON.to_owned(), cron)];
+    // What is switched off later takes the place of nothing.
+    for (file, content, place) in
+        [(LOGROTATE, "daily\n", KEPT_LOGROTATE.to_owned()), (CRON, "# another\n", format!("{KEPT_CRON}~"))]
+    {
+        fs::create_dir_all(root.join(file).parent().expect("folder")).expect("folder");
+        fs::write(root.join(file), content).expect("file");
+        kept.push((place, content.to_owned()));
         uninstall(&root);
+        let left = tree(&root);
+        assert_eq!(left.len(), kept.len() + 1, "{left:?}");
+        assert!(left.contains_key(SECRET));
+        for (place, content) in &kept {
+            assert_eq!(left[place].1, content.as_bytes(), "{place}");
+        }
     }
 }
 

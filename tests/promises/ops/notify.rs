@@ -91,6 +91,18 @@ fn it_posts_what_needs_attention_and_passes_the_exit_code_on() {
         (clean.clone(), "", 0, ""),
         (clean.clone(), "-a", 0, "✅ 完成"),
         (report(json!({ "failed": 1, "exit_code": 3 })), "", 3, "失败 1"),
+        (
+            report(json!({ "success": 0, "failed": 10, "exit_code": 3 })),
+            "",
+            3,
+            "退出码 3: 没有一个 Token 刷新成功",
+        ),
+        (
+            report(json!({ "success": 0, "failed": 9, "deleted": 1, "exit_code": 3 })),
+            "",
+            3,
+            "部分 Token 失败",
+        ),
         (report(json!({ "deleted": 2 })), "", 0, "⚠️ 完成，有删除\n总计 10, 成功 10, 删除 2"),
         (report(json!({ "cleaned": 2 })), "", 0, "清理 2"),
         (report(json!({ "skipped": 2 })), "", 0, ""),
