@@ -1,10 +1,12 @@
-//! Tells the program which commit it is built from: `BUILD_COMMIT`, for `--version`.
+//! Tells the program which commit it is built from, `BUILD_COMMIT` for `--version`, and what its flags are:
+//! `usage.txt` for `--help`, which is the README's block of plain text.
 
 use std::path::Path;
 use std::process::Command;
+use std::{env, fs};
 
 /// What the binary is made of. Other files may differ from the commit without making it "dirty".
-const INPUTS: [&str; 4] = ["Cargo.lock", "Cargo.toml", "scripts/build.rs", "src"];
+const INPUTS: [&str; 5] = ["Cargo.lock", "Cargo.toml", "README.md", "scripts/build.rs", "src"];
 
 fn main() {
     for input in INPUTS {
@@ -12,6 +14,10 @@ fn main() {
     }
     let commit = commit().unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
+    let readme = fs::read_to_string("README.md").expect("README.md");
+    let block = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next());
+    let file = Path::new(&env::var_os("OUT_DIR").expect("OUT_DIR")).join("usage.txt");
+    fs::write(file, block.expect("the list of flags in README.md")).expect("a file in OUT_DIR");
 }
 
 /// The commit and, when the inputs differ from it, `-dirty`; `None` outside git, as in an unpacked tarball.

@@ -8,10 +8,11 @@ use ureq::tls::TlsConfig;
 use ureq::{Agent, Error};
 
 use crate::args::Args;
+use crate::reads::Token;
 use crate::settings::Settings;
 use crate::stop;
-use crate::text::{AccessToken, escape, os_error, presentable};
-use crate::verdict::{TOO_LARGE, Verdict, info_id, judge};
+use crate::text::{AccessToken, os_error, presentable};
+use crate::verdict::{Silence, TOO_LARGE, Verdict, info_id, judge};
 
 const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
      (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36";
@@ -19,7 +20,6 @@ const REFERER: &str = "https://p.baominggongju.com/";
 const MAX_BODY_BYTES: u64 = 1024 * 1024;
 const MAX_RETRY_AFTER_SECS: u64 = 60;
 
-/// One run's connections to the API.
 pub struct Api {
     /// One connection for the whole run.
     shared: Agent,
@@ -31,7 +31,6 @@ pub struct Api {
 }
 
 impl Api {
-    /// Prepares the connections; nothing is sent yet.
     pub fn new(settings: &Settings, args: &Args) -> Self {
         let limit = Some(args.timeout);
         let config = || {
@@ -58,28 +57,32 @@ impl Api {
         }
     }
 
-    /// Asks about a token; the texts of the verdict are safe to show. What may
-    /// pass is tried again after 1 s, 2 s, … or what `Retry-After` says, until
-    /// `patience_ends`.
-    pub fn ask(&self, token: &AccessToken, patience_ends: Instant) -> Verdict {
-        self.ask_over(&self.shared, token, patience_ends)
+    /// Asks about a token. What may pass is tried again after 1 s, 2 s, … or what `Retry-After` says, until
+    /// patience ends. What cannot be sent is no silence.
+    pub fn ask(&self, token: &Token, silence: &mut Silence) -> Verdict {
+        self.ask_over(&self.shared, token, silence)
     }
 
     /// The same on a connection of its own.
-    pub fn ask_afresh(&self, token: &AccessToken, patience_ends: Instant) -> Verdict {
-        self.ask_over(&self.fresh, token, patience_ends)
+    pub fn ask_afresh(&self, token: &Token, silence: &mut Silence) -> Verdict {
+        self.ask_over(&self.fresh, token, silence)
     }
 
-    fn ask_over(&self, agent: &Agent, token: &AccessToken, patience_ends: Instant) -> Verdict {
+    fn ask_over(&self, agent: &Agent, token: &Token, silence: &mut Silence) -> Verdict {
+        let access_token = match token.sendable() {
+            Ok(access_token) => access_token,
+            Err(reason) => return Verdict::Unclear(reason.to_owned()),
+        };
+        let (asked, patience_ends) = (Instant::now(), silence.patience_ends());
         let is_over = || stop::requested().is_some() || Instant::now() >= patience_ends;
         let mut tries = 0;
         let verdict = loop {
             tries += 1;
-            let (verdict, retry_after) = match self.call(agent, token) {
+            let (verdict, retry_after) = match self.call(agent, access_token) {
                 Ok((status, body, retry_after)) => {
-                    let verdict = judge(status, &body);
+                    let verdict = judge(status, &body, access_token);
                     if verdict == Verdict::Valid {
-                        debug!("  📡 [API] 获取报名详情成功{}", shown_id(&body, token));
+                        debug!("  📡 [API] 获取报名详情成功{}", shown_id(&body, access_token));
                     }
                     (verdict, retry_after)
                 }
@@ -91,13 +94,14 @@ impl Api {
                 break verdict;
             }
             let secs = retry_after.unwrap_or(tries).min(MAX_RETRY_AFTER_SECS);
-            debug!("  📡 [API] {}，{secs} 秒后重试", presentable(reason, Some(token)));
+            debug!("  📡 [API] {reason}，{secs} 秒后重试");
             stop::sleep_until(Instant::now() + Duration::from_secs(secs));
             if is_over() {
                 break verdict;
             }
         };
-        presentable_verdict(verdict, token)
+        silence.note(&verdict, asked);
+        verdict
     }
 
     /// One call: status, body and the seconds that `Retry-After` asks for.
@@ -121,22 +125,11 @@ impl Api {
     }
 }
 
-/// The verdict with its texts made safe to show.
-fn presentable_verdict(verdict: Verdict, token: &AccessToken) -> Verdict {
-    let safe = |text: String| presentable(&text, Some(token));
-    match verdict {
-        Verdict::Valid => Verdict::Valid,
-        Verdict::Invalid(text) => Verdict::Invalid(safe(text)),
-        Verdict::Unclear(text) => Verdict::Unclear(safe(text)),
-        Verdict::NoAnswer { reason, is_passing } => Verdict::no_answer(safe(reason), is_passing),
-    }
-}
-
-/// The id of the enrolment, unless it repeats the token; in halves too short to be masked.
+/// The id of the enrolment, unless it repeats the token.
 fn shown_id(body: &[u8], token: &AccessToken) -> String {
-    let is_safe =
-        |id: &str| presentable(&format!("{} {}", &id[..12], &id[12..]), Some(token)).starts_with(&id[..12]);
-    info_id(body).filter(|id| is_safe(id)).map_or_else(String::new, |id| format!(", info_id={id}"))
+    info_id(body)
+        .filter(|id| !token.is_echoed_in(id))
+        .map_or_else(String::new, |id| format!(", info_id={id}"))
 }
 
 /// A fault in words of our own: some of ureq's texts repeat the whole URL.
@@ -151,7 +144,9 @@ fn describe(error: &Error) -> String {
         }
         Error::Io(error) => match error.kind() {
             // Only rustls' errors come so, also those of its handshake; with its name for the fault.
-            ErrorKind::InvalidData => format!("与 API 的 TLS 连接失败: {}", escape(&error.to_string())),
+            ErrorKind::InvalidData => {
+                format!("与 API 的 TLS 连接失败: {}", presentable(&error.to_string(), None))
+            }
             ErrorKind::UnexpectedEof => "API 中途断开连接".to_owned(),
             _ if error.raw_os_error().is_some() => format!("无法连接 API: {}", os_error(error)),
             _ => "无法连接 API".to_owned(),
@@ -187,7 +182,7 @@ mod tests {
         let bad_chunk = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
         let cut_short = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nzz";
         let table = [
-            ("https", is_http, "与 API 的 TLS 连接失败: received corrupt message of type InvalidContentType"),
+            ("https", is_http, "与 API 的 TLS 连接失败: received corrupt message of type Inva…"),
             ("https", "", "API 中途断开连接"),
             ("http", "junk\r\n\r\n", "API 的响应不是有效的 HTTP"),
             ("http", bad_chunk, "API 的响应不是有效的 HTTP"),

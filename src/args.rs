@@ -9,61 +9,9 @@ use log::LevelFilter;
 use crate::select::{MaxDelete, Shard, digits};
 use crate::text::escape;
 
-/// The text of `--help`; the README repeats it and a test keeps the two equal.
-pub const USAGE: &str = "\
-检查报名工具的登录 Token，更新 last_used / Checks the login tokens of the 报名工具 service, refreshes last_used
+/// The text of `--help`: the README's list of flags, which the build takes out of it.
+pub const USAGE: &str = include_str!(concat!(env!("OUT_DIR"), "/usage.txt"));
 
-用法 / Usage: refresh_baoming_tokens [FLAGS]
-
-哪些 Token / Which tokens:
-  --max-age-days N        只刷新 N 天内使用过的 / only those used within N days [all]
-  --shard K/N             互不重叠的 N 份中的第 K 份 / the K-th of N disjoint parts, 0 = N [1/1]
-  --card NAME             只处理这个名片，名称或 ID / only this card's token, by name or id [all]
-  --cleanup-days N        随后删除 N 天未使用的 / afterwards delete those unused for N days [off]
-  --max-delete N|P%       每步最多删除多少，0 = 不删，100% = 不限 / most that one step may delete,
-                          0 = none, 100% = no limit [20%, >= 3; >= 1 with --shard]
-  --dry-run               询问 API 但不写入 / ask the API, write nothing, say what would happen
-
-代替单次运行 / Instead of one run:
-  --scheduler             常驻，反复运行 / stay up and run again and again
-    --interval H          间隔小时数 / hours between two runs [6]
-    --interval-minutes M  间隔分钟数，优先 / minutes between two runs, wins over --interval
-    --run-immediately     启动时先运行一次 / first run at start
-  --self-test             检查数据库、Token、刷新和清理 / check database, tokens, refresh, cleanup
-  --restore-hours N       恢复 N 小时内删除的 / put back what was deleted in the last N hours
-  --import-json FILE      导入旧版文件 / load a legacy baoming_tokens.json
-
-API:
-  --delay-ms N            两个 Token 的最小间隔，毫秒 / least time from one token to the next [1000]
-  --timeout-secs N        API 每个阶段的最长等待，秒 / longest wait in each phase of a call [10]
-  --retries N             临时故障的重试次数 / further tries after a transient fault [2]
-  --eid ID                随请求发送的活动 ID / event id sent along [69844bcf8eaa2449c7a37fae]
-
-输出 / Output:
-  --log-file PATH         日志同时写入该文件 / append the log there too (mode 0600)
-  --metrics-file PATH     运行后写入 Prometheus 指标 / write Prometheus text there after each run
-  --json                  标准输出只有一个 JSON 对象 / one JSON object on stdout, the log on stderr
-  -v, --verbose           包括 DEBUG 行 / DEBUG lines too
-  -q, --quiet             只有警告和错误 / only warnings and errors
-  -h, --help              本说明 / this text
-  -V, --version           版本 / version and commit
-
-环境变量 / Environment:
-  MONGODB_URI | MONGODB_URI_FILE | $CREDENTIALS_DIRECTORY/mongodb_uri
-                          连接字符串，必需 / connection string, required
-  MONGODB_DB_NAME         数据库 / database [the one in the URI, else auto-form-db]
-  BAOMING_API_BASE        API 地址 / address of the API [https://api-xcx-qunsou.weiyoubot.cn/xcx]
-  TZ                      数据所用的时区 / wall clock of the data, e.g. Asia/Shanghai [the system's]
-  HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE
-                          代理，附加根证书 / proxy, further root certificates
-
-退出码 / Exit codes:
-  0 完成 / done   1 无法运行 / could not run   2 用法或配置 / usage or configuration
-  3 部分失败 / some tokens failed   5 API 无响应 / API unreachable
-  25 超过删除上限 / held back by --max-delete   130, 143 被信号停止 / stopped by SIGINT, SIGTERM
-";
-
-/// What the program was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Refresh,

@@ -105,7 +105,6 @@ fn of_text(text: &str) -> Option<String> {
     Some(format!("{cause}；{hint}"))
 }
 
-/// Each server that the driver knew in the end, with what it said.
 fn servers(message: &str) -> impl Iterator<Item = (&str, &str)> {
     message.split("{ Address: ").skip(1).filter_map(|server| server.split_once(", Type: "))
 }
@@ -143,7 +142,14 @@ fn of_topology(message: &str, connection: &Connection) -> Option<String> {
     if any_is("Rs") {
         return Some(format!("副本集{set} 没有主节点；请用 rs.status() 检查各成员"));
     }
-    of_text(&servers(message).map(|(address, said)| seen(address, said)).collect::<String>())
+    let mut all = String::new();
+    for (address, said) in servers(message) {
+        all += &seen(address, said);
+        if all.ends_with(SLOW_NAME) {
+            break; // one look-up that hangs is enough to wait for
+        }
+    }
+    of_text(&all)
 }
 
 /// The text to look up what a server said; one that said nothing was waited for, or its name was.

@@ -2,7 +2,7 @@
 //! local wall clock as if it were UTC, so 18:50:13 in Shanghai is stored as
 //! `…T18:50:13Z`. All ages and limits are computed in that convention.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{env, fmt, fs};
 
 use jiff::fmt::temporal::DateTimePrinter;
@@ -17,12 +17,10 @@ const MILLIS_PER_DAY: i64 = 24 * MILLIS_PER_HOUR;
 pub struct WallTime(pub i64);
 
 impl WallTime {
-    /// The reading `days` earlier.
     pub fn minus_days(self, days: u32) -> Self {
         Self(self.0.saturating_sub(i64::from(days) * MILLIS_PER_DAY))
     }
 
-    /// Whole days from `earlier` to here.
     pub fn days_since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0) / MILLIS_PER_DAY
     }
@@ -74,7 +72,7 @@ pub fn wall(zone: &TimeZone, at: Timestamp) -> WallTime {
 #[derive(Clone)]
 pub struct Clock {
     zone: TimeZone,
-    started: Timestamp,
+    pub started: Timestamp,
     running: Instant,
 }
 
@@ -83,13 +81,8 @@ impl Clock {
         Self { zone, started: Timestamp::now(), running: Instant::now() }
     }
 
-    pub fn started(&self) -> Timestamp {
-        self.started
-    }
-
-    /// Of the run so far.
-    pub fn seconds(&self) -> f64 {
-        self.running.elapsed().as_secs_f64()
+    pub fn elapsed(&self) -> Duration {
+        self.running.elapsed()
     }
 
     pub fn now(&self) -> Timestamp {

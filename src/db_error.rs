@@ -25,7 +25,6 @@ pub enum DbError {
 }
 
 impl DbError {
-    /// No answer came within the limit.
     pub fn no_answer(limit: Duration) -> Self {
         Self::Lost(format!("{} 秒内没有回应", limit.as_secs_f64()))
     }
@@ -75,11 +74,11 @@ impl From<Error> for DbError {
 /// Whether the same operation may succeed a moment later: no connection, or a
 /// server that is throttled, stepping down, shutting down or not yet up.
 pub fn is_passing(error: &Error) -> bool {
-    const NETWORK: [i32; 5] = [6, 7, 89, 9001, 10058];
-    const PASSING: [i32; 13] = [16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
+    #[rustfmt::skip]
+    const PASSING: [i32; 18] =
+        [6, 7, 89, 9001, 10058, 16500, 50, 112, 24, 91, 189, 202, 262, 10107, 11600, 11602, 13435, 13436];
     lost_connection(error).is_some()
         || ["RetryableWriteError", "RetryableError"].iter().any(|label| error.contains_label(label))
-        || NETWORK.contains(&code(error))
         || PASSING.contains(&code(error))
 }
 

@@ -31,7 +31,6 @@ pub struct Candidate {
     pub condemned: Option<Token>,
 }
 
-/// What became of a candidate.
 enum Fate {
     /// It is in the recycle bin, or would be.
     Deleted,
@@ -159,13 +158,7 @@ fn ask_again(
     silence: &mut Silence,
     summary: &mut Summary,
 ) -> Decided {
-    let access_token = match token.sendable() {
-        Ok(access_token) => access_token,
-        Err(reason) => return Ok(Fate::Failed(reason.to_owned())), // none such is ever condemned
-    };
-    let asked = Instant::now();
-    let verdict = api.ask_afresh(access_token, silence.patience_ends());
-    silence.note(&verdict, asked);
+    let verdict = api.ask_afresh(token, silence);
     summary.any_valid |= matches!(verdict, Verdict::Valid);
     match verdict {
         Verdict::Invalid(_) | Verdict::NoAnswer { .. } if stop::requested().is_some() => Ok(Fate::Kept),
@@ -183,7 +176,7 @@ fn ask_again(
 /// Copies, then deletes if nothing has changed since. An error ends the whole step.
 fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     let kept = |error| (Fate::Kept, error);
-    let Some(copy) = store.whole(&candidate.guard).map_err(kept)? else {
+    let Some(copy) = store.find_one(&store.tokens, candidate.guard.clone()).map_err(kept)? else {
         return Ok(Fate::Changed);
     };
     let filter = match unchanged(candidate.id, &copy) {

@@ -9,6 +9,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use log::{error, info, warn};
 use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{self, RawDocumentBuf, rawdoc};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
@@ -18,21 +19,25 @@ use crate::stop;
 use crate::store::Store;
 use crate::summary::Summary;
 use crate::text::{AccessToken, escape, os_error, presentable};
-use crate::writes::{NewToken, Written};
+use crate::writes::Written;
 
 /// Above this a `_save_time` counts milliseconds, below it seconds.
 const MAX_SECONDS: f64 = 1e11;
 
-/// A key of the file and what stands there.
 pub type Entry = (String, Value);
 
-/// Reads a file to its end, before the database is asked anything.
-///
-/// # Errors
-/// Why nothing of it can be imported; without a piece of the file.
-pub fn read(file: &Path) -> result::Result<Vec<Entry>, String> {
-    let bytes = fs::read(file).map_err(|error| format!("无法读取文件，{}", os_error(&error)))?;
-    let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+/// Reads a file to its end, before the database is asked anything. `None`: nothing of it can be
+/// imported, and it was said why.
+pub fn read(file: &Path) -> Option<Vec<Entry>> {
+    let entries = fs::read(file)
+        .map_err(|error| format!("无法读取文件，{}", os_error(&error)))
+        .and_then(|bytes| entries(&bytes));
+    entries.inspect_err(|reason| error!("❌ 无法导入 {}: {reason}；未写入任何数据", shown(file))).ok()
+}
+
+/// The entries of a file; an error says what is wrong without a piece of it.
+fn entries(bytes: &[u8]) -> result::Result<Vec<Entry>, String> {
+    let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let mut json = serde_json::Deserializer::from_slice(text);
     let entries = json.deserialize_map(InOrder).and_then(|entries| json.end().map(|()| entries));
     let entries = entries
@@ -58,9 +63,13 @@ impl<'de> Visitor<'de> for InOrder {
     }
 }
 
-/// Imports what was read.
+fn shown(file: &Path) -> String {
+    escape(&file.to_string_lossy())
+}
+
+/// Imports what was read, one entry after the other.
 pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
-    info!("📥 导入 {}...", escape(&file.display().to_string()));
+    info!("📥 导入 {}...", shown(file));
     let mut summary = Summary::of("导入");
     summary.counts.total = entries.len();
     for (number, (key, value)) in (1..).zip(entries) {
@@ -106,18 +115,19 @@ fn import(store: &Store, key: &str, value: &Value) -> Result<Fate> {
     let Some(card_id) = card_id(key) else {
         return Ok(Fate::Skipped(format!("无法识别的键 '{}'", presentable(key, None))));
     };
-    let token = match new_token(&store.clock, card_id, value) {
-        Ok(token) => token,
-        Err(missing) => return Ok(Fate::Failed(card_id.to_string(), format!("数据不完整: {missing}"))),
+    let Some(access_token) = access_token(value) else {
+        return Ok(Fate::Failed(card_id.to_string(), "数据不完整: 缺少 access_token".to_owned()));
     };
     let names = store.card_names(&[card_id])?;
-    let Some(name) = names.get(&card_id).map(|name| presentable(name, Some(&token.access_token))) else {
+    let Some(name) = names.get(&card_id).map(|name| presentable(name, Some(&access_token))) else {
         return Ok(Fate::Skipped(format!("名片 {card_id} 不存在")));
     };
     if store.card_has_token(card_id)? {
         return Ok(Fate::Skipped(format!("名片 '{name}' 已有 Token")));
     }
-    match store.add(&token) {
+    let id = ObjectId::new();
+    let token = document(&store.clock, id, card_id, &access_token, value);
+    match store.add(&token, id, Some(card_id)) {
         Ok(Written::Done | Written::Would) => Ok(Fate::Added(name)),
         Ok(Written::Changed) => Ok(Fate::Skipped(format!("名片 '{name}' 已有 Token"))),
         Err(error @ DbError::Other(_)) => Ok(Fate::Failed(format!("'{name}'"), error.to_string())),
@@ -129,17 +139,33 @@ fn card_id(key: &str) -> Option<ObjectId> {
     ObjectId::parse_str(key.strip_prefix("card_")?).ok()
 }
 
-/// A token as the file has it; else what is missing.
-fn new_token(clock: &Clock, card_id: ObjectId, value: &Value) -> result::Result<NewToken, &'static str> {
-    let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-    Ok(NewToken {
-        card_id,
-        access_token: AccessToken::new(&text("access_token")).ok_or("缺少 access_token")?,
-        uname: text("uname"),
-        pic: text("pic"),
-        unionid: text("unionid"),
-        created_at: saved_at(clock, &value["_save_time"]).unwrap_or_else(|| clock.wall_now()),
-    })
+fn access_token(value: &Value) -> Option<AccessToken> {
+    AccessToken::new(value["access_token"].as_str()?)
+}
+
+/// A document for the token that stands in the file; used just now, so that no cleanup takes it.
+fn document(
+    clock: &Clock,
+    id: ObjectId,
+    card_id: ObjectId,
+    access_token: &AccessToken,
+    value: &Value,
+) -> RawDocumentBuf {
+    let text = |name: &str| value[name].as_str().unwrap_or_default();
+    let now = clock.wall_now();
+    let created_at = saved_at(clock, &value["_save_time"]).unwrap_or(now);
+    let date = |at: WallTime| bson::DateTime::from_millis(at.0);
+    rawdoc! {
+        "_id": id,
+        "card": card_id,
+        "access_token": access_token.expose(),
+        "uname": text("uname"),
+        "pic": text("pic"),
+        "unionid": text("unionid"),
+        "created_at": date(created_at),
+        "updated_at": date(now),
+        "last_used": date(now),
+    }
 }
 
 /// A `_save_time`: Unix seconds or milliseconds as number or text, or the wall
@@ -191,7 +217,6 @@ mod tests {
 
     #[test]
     fn only_a_token_is_needed() {
-        let clock = Clock::start(TimeZone::UTC);
         let table = [
             (r#"{"access_token": "a"}"#, true),
             (
@@ -208,7 +233,7 @@ mod tests {
         ];
         for (json, expected) in table {
             let value: Value = serde_json::from_str(json).expect(json);
-            assert_eq!(new_token(&clock, ObjectId::new(), &value).is_ok(), expected, "{json}");
+            assert_eq!(access_token(&value).is_some(), expected, "{json}");
         }
     }
 

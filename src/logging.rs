@@ -5,8 +5,6 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use env_logger::Target;
 use jiff::Timestamp;
@@ -21,10 +19,8 @@ use crate::text::os_error;
 /// HTTP and database libraries log requests with tokens in them.
 const TARGET: &str = env!("CARGO_CRATE_NAME");
 
-/// Opening a pipe must not wait for a reader (the value of Linux on `x86_64` and `aarch64`).
+/// A pipe must wait for no reader (the value of Linux on `x86_64` and `aarch64`).
 const O_NONBLOCK: i32 = 0o4000;
-/// How long a full pipe may hold a line up.
-const PIPE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What could not be written, from the first fault on; taken by [`failure`].
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
@@ -42,7 +38,8 @@ pub fn start(args: &Args, zone: TimeZone) -> io::Result<()> {
                 Level::Warn => "WARNING",
                 level => level.as_str(),
             };
-            writeln!(out, "{} [{level}] {}", wall(&zone, Timestamp::now()), record.args())
+            let (at, text) = (wall(&zone, Timestamp::now()), record.args().to_string());
+            text.lines().try_for_each(|line| writeln!(out, "{at} [{level}] {line}"))
         })
         .target(Target::Pipe(Box::new(sink)))
         .init();
@@ -65,9 +62,6 @@ impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let shown = if self.to_stderr { io::stderr().write_all(line) } else { io::stdout().write_all(line) };
         let filed = self.file.as_mut().map_or(Ok(()), |file| file.write(line));
-        if filed.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
-            self.file = None; // a pipe that nobody reads must not hold up each line
-        }
         for (result, where_to) in [(shown, "输出流"), (filed, "--log-file 的文件")] {
             if let Err(error) = result
                 && error.kind() != ErrorKind::BrokenPipe
@@ -108,25 +102,13 @@ impl LogFile {
         Ok(Self { path, file })
     }
 
-    fn write(&mut self, mut line: &[u8]) -> io::Result<()> {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let is_current = fs::metadata(&self.path)
             .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(ours) == id(there)));
         if !is_current && let Ok(reopened) = Self::open(self.path.clone()) {
             *self = reopened;
         }
-        let end = Instant::now() + PIPE_PATIENCE;
-        while !line.is_empty() {
-            match self.file.write(line) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => line = &line[written..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        self.file.write_all(line)
     }
 }

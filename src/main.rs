@@ -76,11 +76,8 @@ fn act() -> Result<u8, Failure> {
         Action::Import { file } => {
             let program = Program::start(&args)?;
             match import::read(file) {
-                Ok(entries) => program.once(|store, _| import::run(store, file, entries)),
-                Err(reason) => {
-                    error!("❌ 无法导入 {}: {reason}；未写入任何数据", escape(&file.to_string_lossy()));
-                    Ok(program.report(&program.clock(), Summary::stopped_by(Stop::Broken)))
-                }
+                Some(entries) => program.once(|store, _| import::run(store, file, entries)),
+                None => Ok(program.report(&program.clock(), Summary::stopped_by(Stop::Broken))),
             }
         }
         Action::Schedule { interval, run_immediately } => {

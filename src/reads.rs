@@ -116,7 +116,7 @@ impl Store {
     /// would need an index or all documents in memory. Then, how many documents
     /// have another `_id` than an `ObjectId`: the application makes none such.
     pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<(Vec<Entry>, usize)> {
-        let mut filter = self.card.map_or_else(Document::new, of_card);
+        let mut filter = self.card.map_or_else(Document::new, |id| of_card("card", id));
         if let Some(at) = used_since {
             filter.insert("last_used", doc! { "$gte": DateTime::from_millis(at.0) });
         }
@@ -154,9 +154,9 @@ impl Store {
     /// How many tokens there are, and the three most recently updated.
     pub fn newest(&self) -> Result<(u64, Vec<Token>)> {
         let tokens = self.tokens.clone();
-        let count = self.worker.repeat(move |_| tokens.count_documents(doc! {}).run()).1?;
+        let count = self.worker.repeat(move || tokens.count_documents(doc! {}).run()).1?;
         let tokens = self.tokens.clone();
-        let newest = move |_| {
+        let newest = move || {
             let found = tokens.find(doc! {}).sort(doc! { "updated_at": -1 }).limit(3).run()?;
             found.collect::<mongodb::error::Result<Vec<_>>>()
         };
@@ -165,18 +165,13 @@ impl Store {
         Ok((count, self.with_card_names(tokens)?))
     }
 
-    /// A whole token document, if the guard still holds.
-    pub fn whole(&self, guard: &Document) -> Result<Option<RawDocumentBuf>> {
-        self.find_one(&self.tokens, guard.clone())
-    }
-
     pub fn exists(&self, id: ObjectId) -> Result<bool> {
         Ok(self.pretended_added.borrow().contains(&id) || self.has(&self.tokens, id)?)
     }
 
     pub fn card_has_token(&self, card_id: ObjectId) -> Result<bool> {
         let is_pretended = self.pretended_added.borrow().contains(&card_id);
-        Ok(is_pretended || self.find_one(&self.tokens, of_card(card_id))?.is_some())
+        Ok(is_pretended || self.find_one(&self.tokens, of_card("card", card_id))?.is_some())
     }
 
     /// The ids of the cards of this exact name; else of the one card with this
@@ -190,10 +185,9 @@ impl Store {
         let Some(id) = ObjectId::parse_str(name).ok().filter(|_| named.is_empty()) else {
             return Ok(named);
         };
-        let in_bin = doc! { "$or": [{ "token.card": id }, { "token.card.$id": id }] };
         let is_known = !self.card_names(&[id])?.is_empty()
             || self.card_has_token(id)?
-            || self.find_one(&self.bin, in_bin)?.is_some();
+            || self.find_one(&self.bin, of_card("token.card", id))?.is_some();
         Ok(if is_known { vec![id] } else { named })
     }
 
@@ -212,20 +206,12 @@ impl Store {
 
     /// What the recycle bin took since then, of the chosen card: the entries' ids, newest first.
     pub fn bin_entries(&self, since: Timestamp) -> Result<Vec<ObjectId>> {
-        let since = DateTime::from_millis(since.as_millisecond());
-        let mut filter = doc! { "deleted_at": { "$gte": since } };
-        if let Some(id) = self.card {
-            filter.insert("$or", vec![doc! { "token.card": id }, doc! { "token.card.$id": id }]);
-        }
+        let mut filter = self.card.map_or_else(Document::new, |id| of_card("token.card", id));
+        filter.insert("deleted_at", doc! { "$gte": DateTime::from_millis(since.as_millisecond()) });
         let place = |raw: &RawDocument| Some((date(raw, "deleted_at")?, raw.get_object_id("_id").ok()?));
         let mut found = self.scan(&self.bin, filter, doc! { "deleted_at": 1 }, place)?;
         found.sort_unstable_by(|a, b| b.cmp(a));
         Ok(found.into_iter().map(|(_, id)| id).collect())
-    }
-
-    /// One document of the recycle bin; `None` when it is gone.
-    pub fn bin_document(&self, id: ObjectId) -> Result<Option<RawDocumentBuf>> {
-        self.find_one(&self.bin, doc! { "_id": id })
     }
 
     fn with_card_names(&self, mut tokens: Vec<Token>) -> Result<Vec<Token>> {
@@ -240,9 +226,9 @@ impl Store {
     }
 }
 
-/// The tokens of a card; old documents hold a `DBRef`.
-fn of_card(id: ObjectId) -> Document {
-    doc! { "$or": [{ "card": id }, { "card.$id": id }] }
+/// Where a field holds a card; in old documents as a `DBRef`.
+fn of_card(field: &str, id: ObjectId) -> Document {
+    doc! { "$or": [{ field: id }, { format!("{field}.$id"): id }] }
 }
 
 fn token_from(raw: &RawDocument) -> Option<Token> {

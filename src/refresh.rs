@@ -39,7 +39,6 @@ struct Run<'a> {
     /// Tokens that were asked before their turn, as controls.
     asked_early: HashSet<ObjectId>,
     next_start: Instant,
-    began: Instant,
     last_progress: Instant,
 }
 
@@ -56,7 +55,6 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         valid_but_unwritten: Vec::new(),
         asked_early: HashSet::new(),
         next_start: Instant::now(),
-        began: Instant::now(),
         last_progress: Instant::now(),
     };
     if let Err(error) = run.find().and_then(|entries| run.judge_all(&entries)) {
@@ -66,7 +64,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
     let total = run.summary.counts.total;
     delete::run(store, api, args, run.next_start, total, &condemned, &mut run.summary);
     run.summary.close();
-    print_statistics(&run.summary, args.dry_run);
+    print_statistics(&run.summary, args.dry_run, !condemned.is_empty());
     if let Some(days) = args.cleanup_days {
         if run.summary.stop.is_some() {
             warn!("🧹 本次不清理: 运行提前结束，或删除被上限拦下");
@@ -97,10 +95,7 @@ impl Run<'_> {
     fn find(&mut self) -> Result<Vec<Entry>, DbError> {
         let Self { store, args, .. } = *self;
         let now = store.clock.wall_now();
-        info!("⏰ 运行时间: {now}");
-        info!("{DOUBLE_LINE}");
-        info!("🚀 开始刷新报名工具 Token");
-        info!("{DOUBLE_LINE}");
+        info!("⏰ 运行时间: {now}\n{DOUBLE_LINE}\n🚀 开始刷新报名工具 Token\n{DOUBLE_LINE}");
         if args.dry_run {
             info!("🔍 试运行: 只检查，不写入数据库");
         }
@@ -194,12 +189,19 @@ impl Run<'_> {
         let name = &token.card_name;
         let number = format!("[{}/{}]", index + 1, self.summary.counts.total);
         let card_id = token.card_id.map_or_else(|| "-".to_owned(), ObjectId::to_hex);
-        info!("{number} 名片: {name}");
-        info!("  用户: {}", token.user);
-        info!("  最后使用: {}", token.used());
-        info!("🔄 刷新 Token: 名片 '{name}' (ID: {card_id})");
+        // At once, since each record is a write of its own.
+        info!(
+            "{number} 名片: {name}\n  用户: {}\n  最后使用: {}\n🔄 刷新 Token: 名片 '{name}' (ID: {card_id})",
+            token.user,
+            token.used()
+        );
         let label = format!("{number} 名片 '{name}'");
-        match self.ask(&token) {
+        let verdict = self.api.ask(&token, &mut self.silence);
+        if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
+            self.summary.raise(Stop::Signal(signal)); // it was not tried again
+        }
+        self.summary.any_valid |= matches!(verdict, Verdict::Valid);
+        match verdict {
             Verdict::Valid => return self.mark_used(&label, &token),
             Verdict::Invalid(reason) => {
                 warn!("  ⚠️ {label} Token 已失效: {reason}");
@@ -209,22 +211,6 @@ impl Run<'_> {
             Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => self.fail(&label, &reason),
         }
         Ok(())
-    }
-
-    fn ask(&mut self, token: &Token) -> Verdict {
-        let access_token = match token.sendable() {
-            Ok(access_token) => access_token,
-            Err(reason) => return Verdict::Unclear(reason.to_owned()),
-        };
-        let asked = Instant::now();
-        let verdict = self.api.ask(access_token, self.silence.patience_ends());
-        self.silence.note(&verdict, asked);
-        if let (Verdict::NoAnswer { .. }, Some(signal)) = (&verdict, stop::requested()) {
-            self.summary.raise(Stop::Signal(signal)); // it was not tried again
-        }
-        self.summary.any_valid |= matches!(verdict, Verdict::Valid);
-        self.summary.any_invalid |= matches!(verdict, Verdict::Invalid(_));
-        verdict
     }
 
     fn mark_used(&mut self, label: &str, token: &Token) -> Result<(), DbError> {
@@ -256,7 +242,7 @@ impl Run<'_> {
         let counts = &self.summary.counts;
         if self.last_progress.elapsed() >= PROGRESS_INTERVAL && done < counts.total {
             self.last_progress = Instant::now();
-            let seconds = self.began.elapsed().as_secs() * (counts.total - done) as u64 / done as u64;
+            let seconds = self.store.clock.elapsed().as_secs() * (counts.total - done) as u64 / done as u64;
             let minutes = seconds.div_ceil(60);
             let (total, success, failed) = (counts.total, counts.success, counts.failed);
             info!("⏳ 进度: {done}/{total}，成功 {success}，失败 {failed}，大约还需 {minutes} 分钟");
@@ -269,7 +255,7 @@ impl Run<'_> {
     }
 }
 
-fn print_statistics(summary: &Summary, is_dry_run: bool) {
+fn print_statistics(summary: &Summary, is_dry_run: bool, any_condemned: bool) {
     info!("{SINGLE_LINE}");
     summary.lines().iter().for_each(|line| info!("{line}"));
     if is_dry_run {
@@ -283,7 +269,9 @@ fn print_statistics(summary: &Summary, is_dry_run: bool) {
             error!("⏹️ 刷新提前结束: 数据库不可用或拒绝操作，原因见上；其余 Token 下次继续");
         }
         Some(Stop::ApiUnreachable) => error!("⏹️ 刷新提前结束: API 没有应答；{advice}"),
-        None if summary.nothing_worked() => warn!("⚠️ 刷新完成，但没有一个 Token 刷新成功；{advice}"),
+        None if summary.counts.failed > 0 && !summary.any_valid && !any_condemned => {
+            warn!("⚠️ 刷新完成，但没有一个 Token 刷新成功；{advice}");
+        }
         None | Some(Stop::DeleteLimit) => info!("🎉 刷新完成"),
     }
     info!("{DOUBLE_LINE}");

@@ -33,17 +33,21 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
     if let Some(failure) = logging::failure() {
         broken(summary, &failure);
     }
-    // A dry run refreshed nothing, so monitoring must not hear of it.
-    if let (Some(path), false) = (&args.metrics_file, args.dry_run)
-        && let Err(error) = write_metrics(path, summary, clock)
-    {
-        broken(summary, &format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
-    }
+    let tell_monitors = |summary: &mut Summary| {
+        // A dry run refreshed nothing, so monitoring must not hear of it.
+        if let (Some(path), false) = (&args.metrics_file, args.dry_run)
+            && let Err(error) = write_metrics(path, summary, clock)
+        {
+            broken(summary, &format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
+        }
+    };
+    tell_monitors(summary);
     if args.json {
-        let started_at = clock.rfc3339(clock.started());
-        let line = summary.json(database, &started_at, clock.seconds(), args.dry_run) + "\n";
+        let started_at = clock.rfc3339(clock.started);
+        let line = summary.json(database, &started_at, clock.elapsed().as_secs_f64(), args.dry_run) + "\n";
         if let Err(error) = print(&line) {
             broken(summary, &format!("无法输出 --json: {} (cannot write stdout)", os_error(&error)));
+            tell_monitors(summary);
         }
     }
     statistics(summary); // what could not be written may have made it the first exit code but 0
@@ -77,7 +81,7 @@ fn write_metrics(path: &Path, summary: &Summary, clock: &Clock) -> io::Result<()
         Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
         Err(error) => return Err(error),
     };
-    let text = summary.metrics(schedule, now, last_success, clock.seconds());
+    let text = summary.metrics(schedule, now, last_success, clock.elapsed().as_secs_f64());
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&temporary);

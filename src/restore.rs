@@ -1,6 +1,7 @@
 //! `--restore-hours`: puts back what the recycle bin took.
 
 use log::{error, info, warn};
+use mongodb::bson::doc;
 
 use crate::db_error::{DbError, Result};
 use crate::reads::BinEntry;
@@ -31,7 +32,7 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
         if stop::requested().is_some() {
             return Ok(());
         }
-        let Some(document) = store.bin_document(id)? else {
+        let Some(document) = store.find_one(&store.bin, doc! { "_id": id })? else {
             info!("  ⏭️ 跳过: 回收站记录已被其他程序取走");
             summary.counts.skipped += 1;
             continue;
@@ -50,7 +51,7 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
             skip(obstacle, summary);
             continue;
         }
-        match store.put_back(&entry) {
+        match store.add(&entry.token, entry.token_id, entry.card_id) {
             Ok(Written::Done | Written::Would) => {
                 info!("  ✅ {verb}: {shown}");
                 summary.counts.success += 1;

@@ -85,37 +85,32 @@ fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Re
     let name = &token.card_name;
     info!("测试 Token: 名片 '{name}'");
     info!("旧的最后使用时间: {}", token.used());
-    let reason = match token.sendable() {
-        Err(reason) => reason.to_owned(),
-        Ok(access_token) => match api.ask(access_token, Silence::default().patience_ends()) {
-            Verdict::Valid => match store.mark_used(token)? {
-                Written::Changed => {
-                    warn!("⏭️ 名片 '{name}' 跳过: Token 已被其他程序更改");
-                    summary.counts.skipped = 1;
-                    return Ok(false);
-                }
-                written => {
-                    if written == Written::Would {
-                        info!("✅ Token 有效 (试运行: 未写入)");
-                    } else {
-                        info!("新的最后使用时间: {}", store.clock.wall_now());
-                        info!("✅ 刷新成功");
-                    }
-                    summary.counts.success = 1;
-                    return Ok(true);
-                }
-            },
-            Verdict::Invalid(reason) => {
-                warn!("⚠️ 名片 '{name}' Token 已失效: {reason} (自检不删除)");
-                summary.counts.withheld = 1;
-                return Ok(false);
+    match api.ask(token, &mut Silence::default()) {
+        Verdict::Valid => match store.mark_used(token)? {
+            Written::Changed => {
+                warn!("⏭️ 名片 '{name}' 跳过: Token 已被其他程序更改");
+                summary.counts.skipped = 1;
             }
-            Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => reason,
+            written => {
+                if written == Written::Would {
+                    info!("✅ Token 有效 (试运行: 未写入)");
+                } else {
+                    info!("新的最后使用时间: {}", store.clock.wall_now());
+                    info!("✅ 刷新成功");
+                }
+                summary.counts.success = 1;
+            }
         },
-    };
-    warn!("⚠️ 名片 '{name}' 刷新失败: {reason}");
-    summary.fail(&reason);
-    Ok(false)
+        Verdict::Invalid(reason) => {
+            warn!("⚠️ 名片 '{name}' Token 已失效: {reason} (自检不删除)");
+            summary.counts.withheld = 1;
+        }
+        Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => {
+            warn!("⚠️ 名片 '{name}' 刷新失败: {reason}");
+            summary.fail(&reason);
+        }
+    }
+    Ok(summary.counts.success == 1)
 }
 
 fn count_expired(store: &Store, args: &Args) -> Result<()> {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
-/// How long a sleep goes on after a signal, at most.
-const SLICE: Duration = Duration::from_millis(50);
+/// How long a sleep or wait goes on after a signal, at most.
+pub const SLICE: Duration = Duration::from_millis(50);
 
 static RECEIVED: AtomicUsize = AtomicUsize::new(0);
 static TOO_LARGE: AtomicBool = AtomicBool::new(false);

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -15,14 +15,14 @@ use mongodb::options::{
     Acknowledgment, ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria,
     WriteConcern,
 };
-use mongodb::sync::{Client, Collection, Cursor, Database};
+use mongodb::sync::{Client, Collection, Database};
 
 use crate::cause;
 use crate::clock::Clock;
 use crate::db_error::{DbError, Result, is_passing};
 use crate::stop;
 use crate::uri::Connection;
-use crate::worker::Worker;
+use crate::worker::{FIRST_PAUSE, Worker};
 
 const TOKENS: &str = "baoming_tokens";
 const CARDS: &str = "cards";
@@ -35,12 +35,8 @@ const SELECTION_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a copy may wait for a majority of a replica set.
 const MAJORITY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CLOCK_DIFFERENCE_MS: u64 = 3_600_000;
-/// Before a lost connection or place is tried again.
-const PAUSE: Duration = Duration::from_millis(250);
 /// Documents in one reply of the server: few enough for the memory, many enough for few replies.
 const BATCH: u32 = 2_000;
-/// How often a scan starts anew after it lost its place.
-const MAX_SCANS: u32 = 3;
 
 /// A collection whose documents are read as they are.
 pub type Documents = Collection<RawDocumentBuf>;
@@ -74,7 +70,7 @@ impl Store {
         dry_run: bool,
     ) -> std::result::Result<Self, String> {
         // What an ObjectId can hold: the driver ends the program when it makes one beyond that.
-        if u32::try_from(clock.started().as_second()).is_err() {
+        if u32::try_from(clock.started.as_second()).is_err() {
             return Err("本机时钟早于 1970 年或晚于 2106 年；请校准时钟 (NTP)".to_owned());
         }
         let worker = Worker::start(connection.operation_limit);
@@ -104,27 +100,22 @@ impl Store {
         };
         let tokens: Documents = database.collection(TOKENS);
         let end = started + limit * 9 / 10; // the rest is for finding the cause
-        let mut last = None;
+        let mut said = cause::TIMED_OUT.to_owned();
         let hello = loop {
-            let probe = (tokens.clone(), database.clone());
-            match worker.wait_for(end, move || read_and_greet(&probe.0, &probe.1)) {
+            let (probed, on) = (tokens.clone(), database.clone());
+            let error = match worker.wait_for(end, move || read_and_greet(&probed, &on)) {
                 Some(Ok(hello)) => break hello,
-                Some(Err(error)) => {
-                    let pause_end = Instant::now() + PAUSE;
-                    if !is_passing(&error) || cause::is_final(&error) || pause_end >= end {
-                        return Err(cause::describe(&error, connection));
-                    }
-                    stop::sleep_until(pause_end);
-                    if stop::requested().is_some() {
-                        return Err(cause::describe(&error, connection));
-                    }
-                    last = Some(error);
-                }
-                // What the servers said when they were last asked is the cause.
-                None => {
-                    let said = last.map(|error| cause::describe(&error, connection));
-                    return Err(said.unwrap_or_else(|| cause::TIMED_OUT.to_owned()));
-                }
+                Some(Err(error)) => error,
+                None => return Err(said), // what the servers said when they were last asked
+            };
+            said = cause::describe(&error, connection);
+            let pause_end = Instant::now() + FIRST_PAUSE;
+            let may_pass = is_passing(&error) && !cause::is_final(&error) && pause_end < end;
+            if may_pass {
+                stop::sleep_until(pause_end);
+            }
+            if !may_pass || stop::requested().is_some() {
+                return Err(said);
             }
         };
         // The driver reads from whatever `directConnection` leads to, but a secondary takes no writes.
@@ -181,7 +172,7 @@ impl Store {
         let database = self.database.clone();
         let filter = doc! { "name": { "$in": [self.tokens.name(), self.bin.name()] } };
         let list =
-            move |_| database.run_command(doc! { "listCollections": 1, "filter": filter.clone() }).run();
+            move || database.run_command(doc! { "listCollections": 1, "filter": filter.clone() }).run();
         let reply = self.worker.repeat(list).1?;
         let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
         Ok(batch.into_iter().flatten().filter_map(|found| found.as_document().cloned()).collect())
@@ -202,15 +193,14 @@ impl Store {
         filter: Document,
     ) -> Result<Option<RawDocumentBuf>> {
         let collection = collection.clone();
-        self.worker.repeat(move |_| collection.find_one(filter.clone()).run()).1
+        self.worker.repeat(move || collection.find_one(filter.clone()).run()).1
     }
 
     pub(crate) fn has(&self, collection: &Documents, id: ObjectId) -> Result<bool> {
         Ok(self.find_one(collection, doc! { "_id": id })?.is_some())
     }
 
-    /// Reads all that a filter finds, one reply of the server at a time, so
-    /// that each has its own limit; from the start when the place was lost.
+    /// Reads all that a filter finds; from the start when the place was lost.
     pub(crate) fn scan<T: Send + 'static>(
         &self,
         collection: &Documents,
@@ -218,39 +208,18 @@ impl Store {
         fields: Document,
         pick: impl Fn(&RawDocument) -> Option<T> + Send + Sync + 'static,
     ) -> Result<Vec<T>> {
-        let collection = collection.clone();
-        let open = Arc::new(move |_| {
-            collection.find(filter.clone()).projection(fields.clone()).batch_size(BATCH).run()
-        });
-        let pick = Arc::new(pick);
-        let mut scans = 1;
-        'scan: loop {
+        let (collection, answers) = (collection.clone(), self.worker.answers());
+        let scan = move || {
+            let find = collection.find(filter.clone()).projection(fields.clone());
+            let mut cursor = find.batch_size(BATCH).run()?;
             let mut found = Vec::new();
-            let open = Arc::clone(&open);
-            let mut cursor = self.worker.repeat(move |tries| open(tries)).1?;
-            loop {
-                let pick = Arc::clone(&pick);
-                match self.worker.wait_for(self.worker.end(), move || read_batch(cursor, &*pick)) {
-                    Some(Ok((rest, batch))) => {
-                        found.extend(batch);
-                        match rest {
-                            Some(rest) => cursor = rest,
-                            None => return Ok(found),
-                        }
-                    }
-                    Some(Err(error))
-                        if is_passing(&error) && scans < MAX_SCANS && stop::requested().is_none() =>
-                    {
-                        debug!("  读取中断，从头再读");
-                        stop::sleep_until(Instant::now() + PAUSE);
-                        scans += 1;
-                        continue 'scan;
-                    }
-                    Some(Err(error)) => return Err(error.into()),
-                    None => return Err(self.worker.no_answer()),
-                }
+            while cursor.advance()? {
+                answers.fetch_add(1, Ordering::Relaxed);
+                found.extend(pick(cursor.current()));
             }
-        }
+            Ok(found)
+        };
+        self.worker.repeat(scan).1
     }
 }
 
@@ -261,23 +230,6 @@ fn read_and_greet(tokens: &Documents, database: &Database) -> mongodb::error::Re
         Err(error) if is_passing(&error) => Err(error),
         reply => Ok(reply.ok()),
     }
-}
-
-type Batch<T> = (Option<Cursor<RawDocumentBuf>>, Vec<T>);
-
-/// Reads a batch; the cursor comes back when there may be more.
-fn read_batch<T>(
-    mut cursor: Cursor<RawDocumentBuf>,
-    pick: &impl Fn(&RawDocument) -> Option<T>,
-) -> mongodb::error::Result<Batch<T>> {
-    let mut batch = Vec::new();
-    for _ in 0..BATCH {
-        if !cursor.advance()? {
-            return Ok((None, batch));
-        }
-        batch.extend(pick(cursor.current()));
-    }
-    Ok((Some(cursor), batch))
 }
 
 /// What a clock that is wrong would write cannot be taken back.

@@ -71,8 +71,6 @@ pub struct Summary {
     pub cleanup_failed: bool,
     /// Whether any token was valid, whatever became of it.
     pub any_valid: bool,
-    /// Whether any token was condemned, whatever became of it.
-    pub any_invalid: bool,
     reasons: HashMap<String, usize>,
 }
 
@@ -127,11 +125,6 @@ impl Summary {
 
     pub fn failure_reason(&self) -> Option<&str> {
         self.commonest().first().map(|(reason, _)| reason.as_str())
-    }
-
-    /// Whether something failed and nothing was valid or condemned.
-    pub fn nothing_worked(&self) -> bool {
-        self.counts.failed > 0 && !self.any_valid && !self.any_invalid
     }
 
     /// The lines of the statistics: four counts always, the others unless 0.
@@ -299,9 +292,6 @@ mod tests {
                 "  ⏸️ 未处理: 5 个",
             ]
         );
-        assert!(summary.nothing_worked());
-        summary.any_invalid = true;
-        assert!(!summary.nothing_worked());
     }
 
     #[test]

@@ -34,13 +34,13 @@ impl AccessToken {
 
     /// Whether `text` repeats a part of the token, forwards or backwards,
     /// spaced, punctuated or in other case.
-    fn is_echoed_in(&self, text: &str) -> bool {
-        let (text, is_common): (Vec<char>, Vec<bool>) = letters(text).unzip();
+    pub fn is_echoed_in(&self, text: &str) -> bool {
         // Four characters may be shown of a short token, too.
         let telling = letters(&self.0).take(TELLING_CHARS).count().max(5);
-        if text.len() < telling {
+        if text.chars().count() < telling {
             return false; // most names; the rest takes its time
         }
+        let (text, is_common): (Vec<char>, Vec<bool>) = letters(text).unzip();
         let own: Vec<char> = letters(&self.0).map(|(c, _)| c).take(SENDABLE_BYTES).collect();
         let backwards: Vec<char> = own.iter().rev().copied().collect();
         text.windows(telling).zip(is_common.windows(telling)).any(|(part, common)| {
@@ -113,7 +113,7 @@ pub fn escape(text: &str) -> String {
 }
 
 fn is_token_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "_-+/=%.~".contains(c)
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '/' | '=' | '%' | '.' | '~')
 }
 
 /// Masks everything that may be a token, also another user's or a
@@ -141,6 +141,7 @@ pub fn os_error(error: &io::Error) -> String {
         1 | 13 => " 没有权限",
         2 => " 文件或目录不存在",
         6 => " 管道没有读取方",
+        11 => " 管道已满",
         17 => " 已存在",
         20 => " 不是目录",
         21 => " 是目录",

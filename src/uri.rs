@@ -12,7 +12,6 @@ use ureq::tls::{Certificate, PemItem, parse_pem};
 
 use crate::text::{MongoUri, escape, os_error};
 
-/// A connection string without mistakes.
 pub struct Connection {
     /// The string for the driver, without the options that are left out.
     pub uri: MongoUri,

@@ -7,18 +7,22 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::text::{AccessToken, presentable};
+
 /// What is known of a token after it was asked about. The texts are the API's
-/// own or say what is wrong with its reply; they are not safe to show yet.
+/// own or say what is wrong with its reply; they are safe to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The API accepted the token.
     Valid,
     /// The API says that the token is dead: the only reply that condemns.
     Invalid(String),
     /// The API refused for a reason that says nothing of the token.
     Unclear(String),
     /// No answer of the API's form came. What may pass is worth another try.
-    NoAnswer { reason: String, is_passing: bool },
+    NoAnswer {
+        reason: String,
+        is_passing: bool,
+    },
 }
 
 impl Verdict {
@@ -29,7 +33,6 @@ impl Verdict {
 
 /// The one text that condemns (with blanks around it, in any case).
 const CONDEMNING: &str = "invalid access_token";
-/// Parts of a text that asks to wait.
 const WAITING: [&str; 5] = ["繁忙", "稍后", "频繁", "busy", "too many"];
 /// With another text than the condemning one, the API wants a new login but
 /// does not say that this token is dead.
@@ -49,8 +52,8 @@ struct Reply<'a> {
     msg: Option<&'a RawValue>,
 }
 
-/// Judges a whole reply.
-pub fn judge(status: u16, body: &[u8]) -> Verdict {
+/// Judges a whole reply about the token that is `own`.
+pub fn judge(status: u16, body: &[u8], own: &AccessToken) -> Verdict {
     if status != 200 {
         return Verdict::no_answer(format!("HTTP {status}"), matches!(status, 429 | 500..=599));
     }
@@ -76,15 +79,16 @@ pub fn judge(status: u16, body: &[u8]) -> Verdict {
     }
     let msg = reply.msg.and_then(|msg| serde_json::from_str::<String>(msg.get()).ok()).unwrap_or_default();
     if msg.trim_matches(|c: char| c.is_ascii_whitespace()).eq_ignore_ascii_case(CONDEMNING) {
-        return Verdict::Invalid(msg);
+        return Verdict::Invalid(presentable(&msg, Some(own)));
     }
+    let shown = presentable(&msg, Some(own));
     if asks_to_wait(&msg) {
-        return Verdict::no_answer(msg, true);
+        return Verdict::no_answer(shown, true);
     }
     Verdict::Unclear(match sta {
-        LOG_IN_AGAIN => format!("API 要求重新登录: {msg}"),
+        LOG_IN_AGAIN => format!("API 要求重新登录: {shown}"),
         _ if msg.trim().is_empty() => format!("sta {sta}，没有 msg"),
-        _ => msg,
+        _ => shown,
     })
 }
 
@@ -185,8 +189,12 @@ mod tests {
     }
     use Kind::{Again, Invalid, NoAnswer, Unclear, Valid};
 
+    fn judged(status: u16, body: &[u8]) -> Verdict {
+        judge(status, body, &AccessToken::new("s0me-0ther-t0ken").expect("a token"))
+    }
+
     fn kind(status: u16, body: &[u8]) -> Kind {
-        match judge(status, body) {
+        match judged(status, body) {
             Verdict::Valid => Valid,
             Verdict::Invalid(_) => Invalid,
             Verdict::Unclear(_) => Unclear,
@@ -281,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_reasons_say_what_to_check() {
-        let advice_for = |status, body: &str| match judge(status, body.as_bytes()) {
+        let advice_for = |status, body: &str| match judged(status, body.as_bytes()) {
             Verdict::Unclear(reason) | Verdict::NoAnswer { reason, .. } => advice(&reason),
             other => panic!("{other:?}"),
         };

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,34 +15,34 @@ use log::{debug, error};
 use crate::db_error::{DbError, Result, is_passing};
 use crate::stop;
 
-const SLICE: Duration = Duration::from_millis(50);
 /// How long after a signal the database may still answer, all waits together.
 const GRACE: Duration = Duration::from_millis(1500);
 /// The least time an operation gets, so that a healthy server can always answer.
 const LEAST: Duration = Duration::from_millis(200);
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Before a lost connection is tried again; then longer.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread that talks to the driver.
+/// The thread that talks to the driver, and how many answers it got in operations of several commands.
 pub struct Worker {
-    jobs: RefCell<Sender<Job>>,
+    thread: RefCell<(Sender<Job>, Arc<AtomicUsize>)>,
     limit: Duration,
     /// When a signal was first noticed while waiting.
     noticed: Cell<Option<Instant>>,
 }
 
 impl Worker {
-    /// A thread whose operations take at most `limit` each, repeats included.
+    /// A thread whose operations take at most `limit` each, repeats included, or from one answer to the next.
     pub fn start(limit: Duration) -> Self {
-        Self { jobs: RefCell::new(new_thread()), limit, noticed: Cell::new(None) }
+        Self { thread: RefCell::new(new_thread()), limit, noticed: Cell::new(None) }
     }
 
-    /// Waits for a job until `end`; `None` when it was given up. It may still be carried out.
+    /// Waits for a job until `limit`; `None` when it was given up. It may still be carried out.
     pub fn wait_for<T: Send + 'static>(
         &self,
-        end: Instant,
+        mut limit: Instant,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (done, answer) = mpsc::sync_channel(1);
@@ -49,45 +50,50 @@ impl Worker {
         let job = Box::new(move || {
             let _ = done.send(job()); // nobody waits for a job that was given up
         });
-        self.jobs.borrow().send(job).ok()?;
+        let answers = self.answers();
+        let mut seen = answers.load(Ordering::Relaxed);
+        self.thread.borrow().0.send(job).ok()?;
         loop {
-            let mut end = end;
+            let counted = answers.load(Ordering::Relaxed);
+            if counted != seen {
+                (seen, limit) = (counted, limit.max(Instant::now() + self.limit));
+            }
+            let mut end = limit;
             if stop::requested().is_some() {
                 let noticed = self.noticed.get().unwrap_or_else(Instant::now);
                 self.noticed.set(Some(noticed));
                 end = end.min(noticed + GRACE);
             }
             let left = end.max(least).saturating_duration_since(Instant::now());
-            match answer.recv_timeout(left.min(SLICE)) {
+            match answer.recv_timeout(left.min(stop::SLICE)) {
                 Ok(value) => return Some(value),
                 Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
                 Err(_) => break,
             }
         }
         // The thread is stuck in the driver: it is left behind.
-        *self.jobs.borrow_mut() = new_thread();
+        *self.thread.borrow_mut() = new_thread();
         None
     }
 
-    /// When an operation that starts now must be over.
-    pub fn end(&self) -> Instant {
-        Instant::now() + self.limit
+    /// What an operation of several commands counts the server's answers with: the limit is for each of them.
+    pub fn answers(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.thread.borrow().1)
     }
 
     /// Runs an operation that may be sent twice, again after passing errors with
-    /// growing pauses, within the limit. It is told which try it is, from 1; the number
-    /// of tries comes back with the result.
+    /// growing pauses, within the limit. The number of tries comes back with the result.
     pub fn repeat<T: Send + 'static>(
         &self,
-        operation: impl Fn(u32) -> mongodb::error::Result<T> + Send + Sync + 'static,
+        operation: impl Fn() -> mongodb::error::Result<T> + Send + Sync + 'static,
     ) -> (u32, Result<T>) {
         let operation = Arc::new(operation);
-        let end = self.end();
+        let end = Instant::now() + self.limit;
         let mut pause = FIRST_PAUSE;
         let mut tries = 1;
         loop {
             let this = Arc::clone(&operation);
-            let error = match self.wait_for(end, move || this(tries)) {
+            let error = match self.wait_for(end, move || this()) {
                 Some(Ok(value)) => return (tries, Ok(value)),
                 Some(Err(error)) => error,
                 None => return (tries, Err(self.no_answer())),
@@ -107,7 +113,7 @@ impl Worker {
     }
 
     /// The error of an operation that was given up.
-    pub fn no_answer(&self) -> DbError {
+    fn no_answer(&self) -> DbError {
         if stop::requested().is_some() {
             return DbError::Lost("收到停止信号，不再等待".to_owned());
         }
@@ -116,10 +122,10 @@ impl Worker {
 }
 
 /// Where the system has no thread left, no job is taken.
-fn new_thread() -> Sender<Job> {
+fn new_thread() -> (Sender<Job>, Arc<AtomicUsize>) {
     let (jobs, inbox) = mpsc::channel::<Job>();
     if thread::Builder::new().spawn(move || inbox.into_iter().for_each(|job| job())).is_err() {
         error!("❌ 系统无法创建线程；请检查进程数上限 (ulimit -u, pids)");
     }
-    jobs
+    (jobs, Arc::default())
 }

@@ -11,11 +11,9 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawDocumentBuf;
 use mongodb::bson::{DateTime, Document, doc, rawdoc};
 
-use crate::clock::WallTime;
 use crate::db_error::{DUPLICATE_KEY, DbError, Result};
-use crate::reads::{BinEntry, Token};
+use crate::reads::Token;
 use crate::store::{Documents, Store};
-use crate::text::AccessToken;
 
 /// How old a bin entry may become.
 const BIN_HOURS: u32 = 30 * 24;
@@ -30,15 +28,6 @@ pub enum Written {
     Changed,
 }
 
-pub struct NewToken {
-    pub card_id: ObjectId,
-    pub access_token: AccessToken,
-    pub uname: String,
-    pub pic: String,
-    pub unionid: String,
-    pub created_at: WallTime,
-}
-
 impl Store {
     /// Moves `last_used`, never backwards, and `updated_at` to now, if the
     /// token is still the one that was checked.
@@ -50,7 +39,7 @@ impl Store {
         let now = DateTime::from_millis(self.clock.wall_now().0);
         let change = doc! { "$max": { "last_used": now }, "$set": { "updated_at": now } };
         let tokens = self.tokens.clone();
-        let update = move |_| tokens.update_one(filter.clone(), change.clone()).run();
+        let update = move || tokens.update_one(filter.clone(), change.clone()).run();
         Ok(done_if(self.worker.repeat(update).1?.matched_count))
     }
 
@@ -60,12 +49,12 @@ impl Store {
             return (1, self.would_change(id, &filter));
         }
         let tokens = self.tokens.clone();
-        let (tries, result) = self.worker.repeat(move |_| tokens.delete_one(filter.clone()).run());
+        let (tries, result) = self.worker.repeat(move || tokens.delete_one(filter.clone()).run());
         (tries, result.map(|result| done_if(result.deleted_count)))
     }
 
     fn would_change(&self, id: ObjectId, filter: &Document) -> Result<Written> {
-        if self.whole(filter)?.is_none() {
+        if self.find_one(&self.tokens, filter.clone())?.is_none() {
             return Ok(Written::Changed);
         }
         self.pretended_changed.borrow_mut().insert(id);
@@ -102,7 +91,7 @@ impl Store {
             return Ok(());
         }
         let bin = self.bin.clone();
-        self.worker.repeat(move |_| bin.delete_one(doc! { "_id": id }).run()).1.map(drop)
+        self.worker.repeat(move || bin.delete_one(doc! { "_id": id }).run()).1.map(drop)
     }
 
     /// Removes the entries of the recycle bin that are older than 30 days. Returns how many.
@@ -112,57 +101,30 @@ impl Store {
         }
         let limit = DateTime::from_millis(self.clock.hours_ago(BIN_HOURS).as_millisecond());
         let bin = self.bin.clone();
-        let purge = move |_| bin.delete_many(doc! { "deleted_at": { "$lt": limit } }).run();
+        let purge = move || bin.delete_many(doc! { "deleted_at": { "$lt": limit } }).run();
         Ok(self.worker.repeat(purge).1?.deleted_count)
     }
 
-    /// Never overwrites; the copy stays in the bin.
-    pub fn put_back(&self, entry: &BinEntry) -> Result<Written> {
-        self.add_document(&entry.token, entry.token_id, entry.card_id)
-    }
-
-    /// Of an import; never changes a token.
-    pub fn add(&self, token: &NewToken) -> Result<Written> {
-        let id = ObjectId::new();
-        let now = DateTime::from_millis(self.clock.wall_now().0);
-        let document = rawdoc! {
-            "_id": id,
-            "card": token.card_id,
-            "access_token": token.access_token.expose(),
-            "uname": token.uname.as_str(),
-            "pic": token.pic.as_str(),
-            "unionid": token.unionid.as_str(),
-            "created_at": DateTime::from_millis(token.created_at.0),
-            "updated_at": now,
-            "last_used": now,
-        };
-        self.add_document(&document, id, Some(token.card_id))
-    }
-
-    fn add_document(
-        &self,
-        document: &RawDocumentBuf,
-        id: ObjectId,
-        card_id: Option<ObjectId>,
-    ) -> Result<Written> {
+    /// Adds a whole token, restored or imported; never changes one that is there.
+    pub fn add(&self, token: &RawDocumentBuf, id: ObjectId, card_id: Option<ObjectId>) -> Result<Written> {
         if self.dry_run {
             self.pretended_added.borrow_mut().extend([id].into_iter().chain(card_id));
             return Ok(Written::Would);
         }
-        self.insert(&self.tokens, document, id)
+        self.insert(&self.tokens, token, id)
     }
 
     /// Inserts by a majority. `Changed`: a document like it is there already.
     fn insert(&self, collection: &Documents, document: &RawDocumentBuf, id: ObjectId) -> Result<Written> {
         let (confirmed, document) = (self.confirmed(collection), document.clone());
-        let (tries, result) = self.worker.repeat(move |_| confirmed.insert_one(&document).run());
+        let (tries, result) = self.worker.repeat(move || confirmed.insert_one(&document).run());
         match result {
             Ok(_) => Ok(Written::Done),
             Err(DbError::Other(DUPLICATE_KEY)) if tries > 1 && self.has(collection, id)? => {
                 // An earlier try got through, only its answer did not. The server lets also a write that
                 // finds nothing wait for the majority to have all that was before it.
                 let (confirmed, nothing) = (self.confirmed(collection), doc! { "_id": ObjectId::new() });
-                self.worker.repeat(move |_| confirmed.delete_one(nothing.clone()).run()).1?;
+                self.worker.repeat(move || confirmed.delete_one(nothing.clone()).run()).1?;
                 Ok(Written::Done)
             }
             Err(DbError::Other(DUPLICATE_KEY)) => Ok(Written::Changed),
