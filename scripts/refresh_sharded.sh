@@ -47,24 +47,12 @@ exec 3>&$((json + 1))
 log() { # LEVEL TEXT
     [ "$1$quiet" = INFO1 ] || printf '%s [%s] %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$1" "$2" >&3 2>/dev/null || :
 }
-line='============================================================'
-
-# Passes on the log of one process, line by line; what is no log line (no URI, say) is the same for
-# all and kept for the end.
-label() {
-    while IFS= read -r text || [ -n "$text" ]; do
-        case $text in
-        [0-9][0-9][0-9][0-9]-*' ['*'] '*) printf '%s] (%s) %s\n' "${text%%]*}" "$1" "${text#*] }" >&3 2>/dev/null || : ;;
-        *) printf '%s\n' "$text" >>"$tmp/other" ;;
-        esac
-    done
-}
-
 labels='' k=1
 while [ "$k" -le "$n" ] && [ -z "$signal" ]; do
     mkfifo "$tmp/$k.log"
-    # Sees the end of the log by itself; a signal to the terminal's group must not cut it short.
-    (trap '' INT TERM HUP && label "$k/$n") <"$tmp/$k.log" &
+    # Passes the log on with its label; what is no log line (no URI, say) is the same for all and kept for the end.
+    # It sees the end of the log by itself; a signal to the terminal's group must not cut it short.
+    (trap '' INT TERM HUP && exec sed -un "s|^\(20[^]]*\]\) |\1 ($k/$n) |p; t; w $tmp/other$k" <"$tmp/$k.log" >&3 2>/dev/null) &
     labels="$labels $!"
     # setsid: the terminal's Ctrl-C reaches this script only, which hands it on once; the program
     # takes a second signal for impatience.
@@ -94,7 +82,7 @@ for pid in $pids; do
     k=$((k + 1))
 done
 for pid in $labels; do await "$pid"; done
-if [ -e "$tmp/other" ]; then awk '!seen[$0]++' "$tmp/other" >&2; fi
+cat "$tmp"/other* 2>/dev/null | awk '!seen[$0]++' >&2
 for code in 143 130 1 2 25 5 3 0; do
     case $codes in *" $code "*) break ;; esac
 done
@@ -109,22 +97,21 @@ jq -cs --argjson code "$code" '
     + {failure_reason: ($all | map(select(.failure_reason)) | max_by(.failed) | .failure_reason), exit_code: $code,
         stopped: (if $code > 128 then "signal" else [$all[] | select(.exit_code == $code).stopped | values][0] end)}
     ' "$tmp"/*.json >"$tmp/all"
-log INFO "$(printf %s "$line" | tr '=' -)"
-log INFO '📊 刷新统计:'
-jq -r '. as $all
-    | (["📝 总计", "total"], ["✅ 成功", "success"], ["❌ 失败", "failed"], ["🗑️ 删除", "deleted"], ["⏭️ 跳过", "skipped"],
+case $codes in
+*' 143 '* | *' 130 '*) level=WARNING last='⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续' ;;
+*' 1 '* | *' 5 '*) level=ERROR last='⏹️ 刷新提前结束: 有进程未完成，原因见上' ;;
+*) level=INFO last='🎉 刷新完成' ;;
+esac
+jq -r --arg last "$last" '. as $all | ("-" * 60, "📊 刷新统计:"),
+      (["📝 总计", "total"], ["✅ 成功", "success"], ["❌ 失败", "failed"], ["🗑️ 删除", "deleted"], ["⏭️ 跳过", "skipped"],
         ["🛑 保留", "withheld"], ["⏸️ 未处理", "unprocessed"]
         | select($all[.[1]] > 0 or (.[1] | IN("total", "success", "failed", "deleted"))) | "  \(.[0]): \($all[.[1]]) 个"),
       (.failure_reason // empty | "  ❗ 原因: \(.)"),
       if .dry_run then "  🔍 试运行: 以上为预计结果，数据库未改动"
-      elif .cleaned > 0 then "  ✅ 已清理 \(.cleaned) 个过期 Token" else empty end' "$tmp/all" |
-    while IFS= read -r text; do log INFO "$text"; done
-log INFO "$line"
-case $codes in
-*' 143 '* | *' 130 '*) log WARNING '⏹️ 刷新提前结束: 收到停止信号，其余 Token 下次继续' ;;
-*' 1 '* | *' 5 '*) log ERROR '⏹️ 刷新提前结束: 有进程未完成，原因见上' ;;
-*) log INFO '🎉 刷新完成' ;;
-esac
-log INFO "$line"
+      elif .cleaned > 0 then "  ✅ 已清理 \(.cleaned) 个过期 Token" else empty end,
+      ("=" * 60, $last, "=" * 60)' "$tmp/all" |
+    while IFS= read -r text; do
+        if [ "$text" = "$last" ]; then log "$level" "$text"; else log INFO "$text"; fi
+    done
 if [ "$json" = 1 ] && ! cat "$tmp/all" 2>/dev/null && [ "$code" -le 128 ]; then code=1; fi
 exit "$code"
