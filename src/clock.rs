@@ -2,6 +2,7 @@
 //! local wall clock as if it were UTC, so 18:50:13 in Shanghai is stored as
 //! `…T18:50:13Z`. All ages and limits are computed in that convention.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fmt, fs};
 
@@ -43,22 +44,20 @@ impl fmt::Display for WallTime {
     }
 }
 
-/// The zone whose wall clock is used: the one that `TZ` names, else the system's.
-/// One that cannot be resolved is an error that says what to do.
+/// The zone whose wall clock is used: the one that `TZ` names, else the system's; as this machine knows
+/// it, else as the bundled database does. jiff's own search for files reads the names of all zones first.
 pub fn zone_from_env() -> Result<TimeZone, String> {
     const UNKNOWN: &str = "TZ 不是已知的时区，例如 TZ=Asia/Shanghai (unknown time zone in TZ)";
     const UNSET: &str =
         "无法确定系统时区，请设置 TZ，例如 TZ=Asia/Shanghai (system time zone unknown; set TZ)";
-    let name = env::var_os("TZ");
-    let is_empty = name.as_ref().is_some_and(|name| name.is_empty());
-    let zone = if is_empty {
-        // jiff would take this for UTC.
-        fs::read("/etc/localtime").ok().and_then(|bytes| TimeZone::tzif("Local", &bytes).ok())
-    } else {
-        TimeZone::try_system().ok()
-    };
-    let advice = if is_empty || name.is_none() { UNSET } else { UNKNOWN };
-    zone.filter(|zone| !zone.is_unknown()).ok_or_else(|| advice.to_owned())
+    let name = env::var_os("TZ").unwrap_or_default();
+    let name = name.to_str().ok_or(UNKNOWN)?.trim_start_matches(':');
+    let file = if name.is_empty() { "/etc/localtime" } else { name };
+    let of_file = fs::read(Path::new("/usr/share/zoneinfo").join(file));
+    let zone = of_file.ok().and_then(|bytes| TimeZone::tzif(name, &bytes).ok());
+    // jiff would take an empty name for UTC.
+    let bundled = || TimeZone::try_system().ok().filter(|zone| !name.is_empty() && !zone.is_unknown());
+    zone.or_else(bundled).ok_or_else(|| if name.is_empty() { UNSET } else { UNKNOWN }.to_owned())
 }
 
 /// An instant on a zone's wall clock.
