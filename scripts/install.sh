@@ -78,7 +78,8 @@ install_all() {
         *) cp "$here/$file" "$work" ;;
         esac
         if { [ -e "$before" ] || [ -e "$root$path" ]; } && ! cmp -s "$root$path" "$before" && ! cmp -s "$root$path" "$work"; then
-            say '保留 kept' "$path (改过或删除了 changed or removed here; 新文件 the new one: $before)"
+            cmp -s "$work" "$before" || # nothing new in it
+                say '保留 kept' "$path (改过或删除了 changed or removed here; 新文件 the new one: $before)"
         else
             put "$work" "$path" 644
         fi

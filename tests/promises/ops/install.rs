@@ -88,8 +88,11 @@ fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
     fs::write(root.join(CRON), &cron).expect("change");
     fs::write(root.join(SECRET), "mongodb://mine\n").expect("secret");
     fs::remove_file(root.join(LOGROTATE)).expect("removal");
-    // As if an earlier version had installed other settings, and nobody had touched them.
-    for file in [SETTINGS, "usr/local/share/refresh_baoming_tokens/systemd/settings.conf"] {
+    // As if an earlier version had installed other files, and nobody had touched its settings.
+    let shipped =
+        ["systemd/settings.conf", "cron/refresh_baoming_tokens", "logrotate/refresh_baoming_tokens"]
+            .map(|file| format!("usr/local/share/refresh_baoming_tokens/{file}"));
+    for file in [SETTINGS].into_iter().chain(shipped.iter().map(String::as_str)) {
         fs::write(root.join(file), "TZ=UTC\n").expect("older file");
     }
     let upgrade = install(&root, &binary()).stdout;
@@ -99,6 +102,8 @@ fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
     for (action, file) in [("kept", CRON), ("kept", LOGROTATE), ("installed", SETTINGS)] {
         assert_told(&upgrade, action, file);
     }
+    let again = install(&root, &binary()).stdout;
+    assert!(!again.contains("kept"), "nothing new is in them: {again}");
     let removal = uninstall(&root);
     assert_told(&removal, "switched off", CRON);
     assert_told(&removal, "kept", SECRET);
