@@ -45,8 +45,11 @@ remove() { # PATH…
 
 install_all() {
     command -v jq >/dev/null || fail '没有安装 jq，请先安装，例如 apt-get install jq (jq is not installed)'
-    new=$("$(realpath "$1" 2>/dev/null)" --version 2>/dev/null) ||
-        fail "程序 $1 不存在，或在这台机器上无法运行 (its --version fails; is it built for this machine?)"
+    new=$("$(realpath "$1" 2>/dev/null)" --version 2>/dev/null) || new=
+    case $new in
+    "$name "*) ;;
+    *) fail "程序 $1 不存在，不是 $name，或在这台机器上无法运行 (its --version fails; is it built for this machine?)" ;;
+    esac
     old=$("$root$bin/$name" --version 2>/dev/null) || old=
     work=$(mktemp)
     trap 'rm -f "$work"' EXIT

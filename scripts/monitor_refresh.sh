@@ -9,7 +9,20 @@ usage='用法 / usage: monitor_refresh.sh [FILE [MAX_AGE_HOURS]]
 
 case ${1-} in -h | --help) printf '%s\n' "$usage" && exit ;; esac
 limit=${2-}
-if [ $# = 0 ]; then set -- /var/lib/refresh_baoming_tokens/*.prom; else set -- "$1"; fi
+if [ $# = 0 ]; then
+    state=/var/lib/refresh_baoming_tokens
+    set -- "$state"/*.prom
+    # Those that are switched on and have not run yet, too.
+    for schedule in $({
+        sed -n 's/^[^#].*baoming run \([A-Za-z0-9_-]*\).*/\1/p' /etc/cron.d/refresh_baoming_tokens
+        find /etc/systemd/system/*.wants -name 'refresh_baoming_tokens@*.timer' | sed 's/.*@\(.*\)[.]timer/\1/'
+    } 2>/dev/null); do
+        [ -e "$state/$schedule.prom" ] || set -- "$@" "$state/$schedule.prom"
+    done
+    [ -e "$1" ] || [ $# = 1 ] || shift # the pattern, where nothing has run yet
+else
+    set -- "$1"
+fi
 result=0
 for file in "$@"; do
     schedule=${file##*/}
@@ -50,6 +63,7 @@ for file in "$@"; do
             if (code == 3) say(1, "部分失败 (some failed); " counts)
             if (code == 25) say(1, "删除被保留，等待决定 (deletions held back); " counts)
             if (code == 130 || code == 143) say(1, "被信号停止 (stopped); " counts)
+            if (code > 1 && code != 5) counts = "上一次 (the one before) " counts # it left no report
             if (code > 0) say(2, "失败: 退出码 " code " (failed); " counts)
             say(0, counts)
         }' <"$metrics" || code=$?

@@ -30,7 +30,7 @@ case $1 in *://*) fail 'WEBHOOK 必须是文件，命令行上的地址人人可
 # A robot that cannot be used is said, but stops no run.
 file=$1 url='' trouble=''
 shift
-if ! { [ -f "$file" ] && url=$(tr -d '[:space:]' <"$file" 2>/dev/null); }; then
+if ! { [ -f "$file" ] && url=$(tr -d '[:space:]' 2>/dev/null <"$file"); }; then
     trouble="无法读取 $file (cannot read the webhook file)"
 elif [ "${file%/*}" != "${CREDENTIALS_DIRECTORY-}" ] && [ -n "$(find -L "$file" -perm /077)" ]; then
     trouble="$file 可被他人读取，应为 0600 (webhook file must have mode 0600)"
@@ -67,10 +67,12 @@ tell_monitors() {
     prom=/var/lib/refresh_baoming_tokens/${SCHEDULE-}.prom
     [ -e "$prom" ] || [ -e "/etc/refresh_baoming_tokens/${SCHEDULE-}.conf" ] || return
     new=$(mktemp "$prom.XXXXXX") || return
+    failed=$code
+    [ "$code" != 0 ] || failed=1 # whatever it did, it was no run
     if [ -e "$prom" ]; then
-        sed "s/^\(baoming_refresh_exit_code{.*} \).*/\1$code/" "$prom" >"$new"
+        sed "s/^\(baoming_refresh_exit_code{.*} \).*/\1$failed/" "$prom" >"$new"
     else
-        printf 'baoming_refresh_%s{schedule="%s"} %s\n' exit_code "$SCHEDULE" "$code" \
+        printf 'baoming_refresh_%s{schedule="%s"} %s\n' exit_code "$SCHEDULE" "$failed" \
             last_completion_timestamp_seconds "$SCHEDULE" "$(date +%s)" >"$new"
     fi
     chmod 644 "$new" && mv "$new" "$prom"
@@ -100,12 +102,13 @@ case $code:${details%%
 0:*失败* | 0:*保留*) outcome='⚠️ 完成，有失败' next="日志 $log" ;;
 0:*) outcome='✅ 完成' clean=1 ;;
 1:*) outcome='❌ 退出码 1: 数据库或文件故障，未能完成' next="sudo baoming --self-test；日志 $log" ;;
-2:*) outcome='❌ 退出码 2: 参数或配置错误，没有运行' next='按上面的错误修改设置，再 sudo baoming --self-test' ;;
-3:*成功\ 0*删除* | 3:*成功\ 0*保留*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="日志 $log" ;;
+2:*) outcome='❌ 退出码 2: 参数或配置错误，没有运行' next="按上面的错误修改 /etc/refresh_baoming_tokens 中的设置，再 sudo baoming ${SCHEDULE:+run $SCHEDULE}" ;;
+3:*删除* | 3:*清理*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留；另有删除' next='误删可找回: sudo baoming --restore-hours 24 --dry-run' ;;
+3:*成功\ 0*保留*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="日志 $log" ;;
 3:*成功\ 0*) outcome='❌ 退出码 3: 没有一个 Token 刷新成功，都已保留' next="按日志最后一行检查: $log" ;;
 3:*) outcome='⚠️ 退出码 3: 部分 Token 失败，已保留' next="下次自动重试；总是失败的见 $log" ;;
 5:*) outcome='❌ 退出码 5: API 无响应' next='检查网络、代理和 API；下次运行从其余 Token 继续' ;;
-25:*) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next="确认确实失效后 sudo baoming --max-delete 数量（日志中有 in the log: $log）" ;;
+25:*) outcome='🛑 退出码 25: 删除数量超过上限，一个也没删' next="确认确实失效后: sudo baoming 加该计划的 OPTIONS 和 --max-delete 数量（日志中有 in the log: $log）" ;;
 126:* | 127:*) outcome="❌ 退出码 $code: 程序没能运行" next='检查密钥文件 mongodb_uri 和程序，再重新运行 install.sh' ;;
 130:* | 143:*) outcome="⏹️ 退出码 $code: 被信号停止" next='下次运行从其余 Token 继续' ;;
 *) outcome="❌ 退出码 $code: 异常结束$([ "$code" -le 128 ] || [ "$code" -gt 192 ] || echo "，被信号 $((code - 128)) 杀死")" next="日志 $log" ;;

@@ -11,7 +11,7 @@ use crate::args::Args;
 use crate::reads::Token;
 use crate::settings::Settings;
 use crate::stop;
-use crate::text::{AccessToken, os_error, presentable};
+use crate::text::{AccessToken, escape, os_error, presentable};
 use crate::verdict::{Silence, TOO_LARGE, Verdict, info_id, judge};
 
 const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
@@ -28,6 +28,8 @@ pub struct Api {
     url: String,
     eid: String,
     retries: u32,
+    /// The proxy, if any, as a fault's reason names it.
+    through: String,
 }
 
 impl Api {
@@ -54,6 +56,9 @@ impl Api {
             url: format!("{}/enroll/v3/detail", settings.api_base),
             eid: args.eid.clone(),
             retries: args.retries,
+            through: settings.proxy.as_ref().map_or_else(String::new, |proxy| {
+                format!(" (经代理 {}:{})", escape(proxy.host()), proxy.port())
+            }),
         }
     }
 
@@ -87,7 +92,7 @@ impl Api {
                     (verdict, retry_after)
                 }
                 Err(Error::BodyExceedsLimit(_)) => (Verdict::no_answer(TOO_LARGE, false), None),
-                Err(error) => (Verdict::no_answer(describe(&error), true), None),
+                Err(error) => (Verdict::no_answer(describe(&error) + &self.through, true), None),
             };
             let Verdict::NoAnswer { reason, is_passing: true } = &verdict else { break verdict };
             if tries > u64::from(self.retries) || is_over() {

@@ -65,7 +65,7 @@ pub fn run(
             warn!("  🛑 {} 保留: {}", candidate.label, candidate.reason);
         }
         warn!(
-            "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后用 --max-delete {count} 重新运行"
+            "  🛑 {count} 个 Token 应删除，超过删除上限 {limit} 个，全部保留；确认无误后以同样的选项加 --max-delete {count} 重新运行"
         );
     }
     if summary.stop.is_none() && count > 0 {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -102,11 +102,23 @@ impl LogFile {
         Ok(Self { path, file })
     }
 
+    /// What root opens anew belongs to whom the file belonged before, or the next run could not write it.
+    fn take_after(&self, before: &File) {
+        let metas = (before.metadata(), self.file.metadata(), fs::symlink_metadata(&self.path));
+        if let (Ok(before), Ok(own), Ok(there)) = metas
+            && own.len() == 0
+            && (own.dev(), own.ino()) == (there.dev(), there.ino())
+        {
+            let _ = fchown(&self.file, Some(before.uid()), Some(before.gid())); // only root may
+        }
+    }
+
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let is_current = fs::metadata(&self.path)
             .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(ours) == id(there)));
         if !is_current && let Ok(reopened) = Self::open(self.path.clone()) {
+            reopened.take_after(&self.file);
             *self = reopened;
         }
         self.file.write_all(line)
