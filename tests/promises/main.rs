@@ -15,3 +15,10 @@ mod restoring;
 mod scheduler;
 mod shards;
 mod stub;
+
+use support::{Mongod, Stub, TestDb};
+
+/// A database of a test's own, and an API that answers by what the token is called.
+fn world() -> (TestDb, Stub) {
+    (Mongod::shared().fresh_db(), Stub::by_label())
+}

@@ -1,7 +1,7 @@
 //! What operators touch around the binary: the scripts, the units and the files for cron and
 //! logrotate are run for real, or judged by the tools that read them on a server.
 
-use crate::support;
+use crate::{support, world};
 
 mod install;
 mod machine;
@@ -13,7 +13,7 @@ mod schedules;
 mod sharded;
 mod units;
 
-use crate::support::{Mongod, Reply, Request, Run, Stub, TestDb, command, scratch_dir};
+use crate::support::{Reply, Request, Run, Stub, TestDb, command, scratch_dir};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -72,11 +72,6 @@ fn must_pass(tool: &mut Command) -> String {
 #[track_caller]
 fn assert_one_line(said: &str, start: &str) {
     assert!(said.starts_with(start) && said.lines().count() == 1, "not one line {start:?}…: {said:?}");
-}
-
-/// A database, and an API that answers by what the token is called.
-fn world() -> (TestDb, Stub) {
-    (Mongod::shared().fresh_db(), Stub::by_label())
 }
 
 /// One of our scripts, in the environment of a run.
