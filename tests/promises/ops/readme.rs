@@ -3,9 +3,8 @@
 use super::machine::{Machine, NOBODY, SCHEDULES};
 use super::support::{Seed, unique_token};
 use super::{chat, world};
+use crate::papers::read;
 use mongodb::bson::oid::ObjectId;
-use std::fs;
-use std::path::Path;
 
 /// The chapters of a person at a server.
 const CHAPTERS: [&str; 5] = [
@@ -18,8 +17,7 @@ const CHAPTERS: [&str; 5] = [
 
 /// The commands of the `sh` blocks in these chapters; one that goes on in the next line is one.
 fn commands() -> Vec<String> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(readme).expect("README.md").replace("|\n ", "| ");
+    let readme = read("README.md").replace("|\n ", "| ");
     let (mut chapter, mut inside, mut commands) = ("", false, Vec::new());
     for line in readme.lines() {
         if line.starts_with("```") {
