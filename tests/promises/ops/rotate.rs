@@ -1,10 +1,10 @@
 //! A real logrotate on the log of a live scheduler.
 
-use super::install::install;
-use super::support::{PATIENCE, Reply, Signal, Stub, binary, command, file, scratch_dir};
+use super::install::installed;
+use super::support::{PATIENCE, Reply, Signal, Stub, binary, command, file};
 use super::{checker, must_pass, run_script, world};
+use crate::files::mode;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -15,8 +15,7 @@ const TOKENS: u32 = 600;
 fn no_line_of_a_live_scheduler_is_lost() {
     let Some(_) = checker("logrotate") else { return };
     let (db, _) = world();
-    let root = scratch_dir();
-    install(&root, &binary());
+    let (root, _) = installed();
     db.add_tokens("good", TOKENS);
     // A rotation begins here and there in the run, which goes on meanwhile.
     let (due, rotations) = mpsc::channel();
@@ -56,5 +55,5 @@ fn no_line_of_a_live_scheduler_is_lost() {
     assert!(texts.iter().all(|text| !text.is_empty()), "a rotation found nothing new");
     // Standard output carries the same lines and is never rotated.
     assert!(texts.concat() == outcome.stdout, "lines were lost, doubled or moved by the rotation");
-    assert_eq!(fs::metadata(&log).expect("log").permissions().mode() & 0o777, 0o600);
+    assert_eq!(mode(&log), 0o600);
 }

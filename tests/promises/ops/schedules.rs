@@ -1,7 +1,7 @@
 //! Cron and systemd on an installed machine, and what they do when something is amiss.
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
-use super::support::{Run, Seed, Signal, TestDb, await_true, dead, unique_token};
+use super::support::{Run, Signal, TestDb, await_true, dead};
 use super::{checker, messages, path};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +12,7 @@ const STATE: &str = "/var/lib/refresh_baoming_tokens";
 
 /// Tokens used lately, not so lately and not for long; the last one gets no answer.
 fn three_ages(db: &TestDb) -> [mongodb::bson::oid::ObjectId; 3] {
-    [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)]
-        .map(|(label, days)| db.add(Seed::new(&unique_token(label)).last_used_days_ago(days)))
+    [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)].map(|(label, days)| db.add_used(label, days))
 }
 
 /// What is posted while this runs on a machine on which that was spoiled before; then it is mended.
