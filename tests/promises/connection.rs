@@ -214,10 +214,7 @@ fn the_connection_string_may_come_from_a_file() {
         &[("MONGODB_URI_FILE", secret(0o600)), ("CREDENTIALS_DIRECTORY", scratch_dir())],
     ];
     for variables in table {
-        let mut run = Run::new(&db, &api).env_remove("MONGODB_URI");
-        for (name, path) in variables {
-            run = run.env(name, path);
-        }
+        let run = Run::new(&db, &api).env_remove("MONGODB_URI").envs(variables.iter().cloned());
         assert_eq!(run.go().expect(0).stat("成功"), 1, "{variables:?}");
     }
 }
@@ -233,19 +230,16 @@ fn the_database_is_the_variable_s_or_the_uri_s_or_the_default() {
     default.insert_many(tokens).run().expect("tokens");
     let api = Stub::always(Reply::valid());
     for (path, variable, database, total) in [
-        ("", Some(&one.name), &one.name, 1),
+        ("", Some(&*one.name), &*one.name, 1),
         (&two.name, Some(&one.name), &one.name, 1),
         (&two.name, None, &two.name, 2),
-        (&two.name, Some(&String::new()), &two.name, 2),
-        ("", None, &"auto-form-db".to_owned(), 3),
+        (&two.name, Some(""), &two.name, 2),
+        ("", None, "auto-form-db", 3),
     ] {
-        let mut run = Run::new(&one, &api).env("MONGODB_URI", format!("{}{path}", server.uri()));
-        run = run.env_remove("MONGODB_DB_NAME");
-        if let Some(name) = variable {
-            run = run.env("MONGODB_DB_NAME", name);
-        }
-        let json = run.arg("--json").go().expect(0).json();
-        assert_eq!((json["database"].as_str(), json["success"].as_u64()), (Some(&**database), Some(total)));
+        let run = Run::new(&one, &api).env("MONGODB_URI", format!("{}{path}", server.uri())).arg("--json");
+        let run = run.env_remove("MONGODB_DB_NAME").envs(variable.map(|name| ("MONGODB_DB_NAME", name)));
+        let json = run.go().expect(0).json();
+        assert_eq!((json["database"].as_str(), json["success"].as_u64()), (Some(database), Some(total)));
     }
 }
 

@@ -292,10 +292,8 @@ fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
         let old = fs::File::open(&path);
         let run = Run::new(&db, &api).no_args().program("sh").args(["-c", "umask $0; exec \"$@\"", umask]);
         let run = run.arg(binary()).args(["--delay-ms=0", "--json", "--retries=0", "--metrics-file"]);
-        let mut run = run.arg(&path).args(flags.split_whitespace());
-        if stopped == lost {
-            run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
-        }
+        let run = run.arg(&path).args(flags.split_whitespace());
+        let run = run.envs((stopped == lost).then(|| ("MONGODB_URI", format!("mongodb://{}/", dead()))));
         let unix_time = || SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
         let start = unix_time();
         let outcome = run.go();

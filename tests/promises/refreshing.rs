@@ -233,10 +233,8 @@ fn timeout_secs_limits_each_phase_of_a_call() {
     ];
     each(&table, |(reply, flag, code, expected)| {
         let api = Stub::always(reply.clone().unwrap_or_else(Reply::valid));
-        let mut run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace());
-        if reply.is_none() {
-            run = run.env("BAOMING_API_BASE", format!("http://{address}/xcx"));
-        }
+        let nobody = reply.is_none().then(|| ("BAOMING_API_BASE", format!("http://{address}/xcx")));
+        let run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace()).envs(nobody);
         let outcome = run.go().expect(*code);
         assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
     });
@@ -247,26 +245,23 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
     let (db, plain) = valid_tokens(1);
     // Nobody has such a name: without the proxy there is no connection.
     let api = Stub::start_tls(Certificate::WrongHost, |_| Reply::valid());
+    let nowhere = || format!("http://{}", dead());
     // Variables that name the proxy, and one that names none, exceptions, whether the proxy is
     // used. All of NO_PROXY is a unit test of src/settings.rs.
-    let table: [(&[&str], &str, &str, bool); 7] = [
-        (&[], "", "", false),
-        (&["HTTPS_PROXY"], "ALL_PROXY", "", true),
-        (&["https_proxy"], "HTTPS_PROXY", "elsewhere.example", true),
-        (&["ALL_PROXY"], "HTTP_PROXY", "", true),
-        (&["HTTP_PROXY"], "", "", false),
-        (&["HTTPS_PROXY"], "", "other.example", false),
-        (&["HTTPS_PROXY", "ALL_PROXY"], "", "*", false),
+    let table: [(&[&str], Option<&str>, &str, bool); 7] = [
+        (&[], None, "", false),
+        (&["HTTPS_PROXY"], Some("ALL_PROXY"), "", true),
+        (&["https_proxy"], Some("HTTPS_PROXY"), "elsewhere.example", true),
+        (&["ALL_PROXY"], Some("HTTP_PROXY"), "", true),
+        (&["HTTP_PROXY"], None, "", false),
+        (&["HTTPS_PROXY"], None, "other.example", false),
+        (&["HTTPS_PROXY", "ALL_PROXY"], None, "*", false),
     ];
     for (names, other, exceptions, used) in table {
         let proxy = Proxy::start(Some(api.address()));
-        let mut run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
-        for name in names {
-            run = run.env(name, proxy.uri());
-        }
-        if !other.is_empty() {
-            run = run.env(other, format!("http://{}", dead()));
-        }
+        let run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
+        let run = run.envs(names.iter().map(|name| (*name, proxy.uri())));
+        let run = run.envs(other.map(|name| (name, nowhere())));
         let run = run.env("BAOMING_API_BASE", "https://other.example/xcx").env("NO_PROXY", exceptions);
         run.go().expect(if used { 0 } else { 5 });
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
@@ -275,10 +270,8 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
     // A loopback API, under any name, goes past any proxy.
     let port = plain.address().port();
     for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {
-        let mut run = Run::new(&db, &plain).env("BAOMING_API_BASE", base);
-        for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
-            run = run.env(name, format!("http://{}", dead()));
-        }
+        let proxies = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"].map(|name| (name, nowhere()));
+        let run = Run::new(&db, &plain).env("BAOMING_API_BASE", base).envs(proxies);
         run.go().expect(0);
     }
     assert!(plain.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));

@@ -148,10 +148,8 @@ fn self_test_reports_each_failure_and_deletes_nothing() {
             db.add_used(label, 40.0);
         }
         let before = db.snapshot();
-        let mut run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace());
-        if label == "no database" {
-            run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
-        }
+        let gone = (label == "no database").then(|| ("MONGODB_URI", format!("mongodb://{}/", dead())));
+        let run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace()).envs(gone);
         let log = run.go().expect(i32::from(passes != [true; 4])).log();
         assert!(log.contains(line), "{label} {flags:?}: {log}");
         for (name, passes) in FOUR.iter().zip(passes) {

@@ -75,11 +75,7 @@ fn its_json_is_that_of_one_run_and_the_gravest_exit_code_counts() {
         let tmp = scratch_dir();
         for mode in [Some("--dry-run"), None] {
             let args: Vec<&str> = args.split(' ').chain(mode).chain(["--json"]).collect();
-            let mut run = sharded(&db, &api, &tmp, &args);
-            if let Some((name, value)) = &env {
-                run = run.env(name, value);
-            }
-            let outcome = run.go();
+            let outcome = sharded(&db, &api, &tmp, &args).envs(env.clone()).go();
             let expected = report(&db, code, stopped, &counts);
             assert_report(&outcome, &if mode.is_some() { dry(expected) } else { expected });
             let reason = &outcome.json()["failure_reason"];
