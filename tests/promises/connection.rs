@@ -1,18 +1,10 @@
 //! Flags, environment and the way to the database: every mistake is one clear line that names what
 //! is wrong and connects to nothing; every failed connection names its true cause.
 
-use crate::faults::{assert_report, each, report};
-use crate::support::{
-    Certificate, Mongod, ReplicaSet, Reply, Run, Seed, Stub, Total, Wire, await_true, count, dead, file,
-    scratch_dir, serve, tls, unique_token, unresponsive, valid_tokens,
-};
-use mongodb::bson::doc;
+use crate::prelude::*;
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What every mistake must be over in.
 pub const PROMPT: Duration = Duration::from_secs(15);

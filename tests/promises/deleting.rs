@@ -1,12 +1,7 @@
 //! Dead and long unused tokens go to the recycle bin: the cleanup, the dry run, the purge. The second
 //! question, the delete limit, the early stop and the races are tests of `faults`.
 
-use crate::faults::{assert_report, dry, report};
-use crate::support::compare::{assert_bin_entry, assert_text, timeless};
-use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, scratch_dir, unique_token};
-use crate::world;
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{RawDocumentBuf, doc};
+use crate::prelude::*;
 
 const CLEANUP: &str = "\
 NOW [INFO] 🎉 刷新完成

@@ -2,22 +2,7 @@
 //! metrics. Bad ones are one clear line and the right code, never a hang and never a token's change.
 
 use crate::connection::PROMPT;
-use crate::faults::{assert_report, dry, report};
-use crate::support::compare::{assert_text, date, id, timeless};
-use crate::support::{
-    Mongod, Reply, Run, Seed, Stub, Total, binary, count, dead, fifo, file, scratch_dir, unique_token,
-    valid_tokens, wall_clock,
-};
-use crate::world;
-use mongodb::bson::{DateTime, doc};
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
-use std::time::SystemTime;
-
-pub fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path).expect("there").permissions().mode() & 0o777
-}
+use crate::prelude::*;
 
 // ------------------------------------------------------------------------------- import
 

@@ -1,12 +1,8 @@
 //! What is printed: the log line by line, the JSON object, what `-q` and `-v` leave of it, and that
 //! a line that is read alone says whom it concerns.
 
-use crate::support::compare::{assert_bin_entry, assert_refreshed, assert_text, date, id, timeless};
-use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token, valid_tokens};
-use crate::{papers, world};
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
-use std::collections::BTreeSet;
+use crate::papers;
+use crate::prelude::*;
 
 /// The log as the operator knows it: times shown as `NOW`, default database and API.
 fn shown(outcome: &Outcome, db: &TestDb, api: &Stub) -> String {

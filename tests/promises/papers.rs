@@ -1,7 +1,6 @@
 //! The papers say what the program says: causes and faults; links and both languages are there.
 
-use std::fs;
-use std::path::Path;
+use crate::prelude::*;
 
 const PAPERS: [&str; 6] = [
     "README.md",

@@ -1,17 +1,8 @@
 //! One run: which tokens, in which order, by whose clock, and how the API is asked.
 
-use crate::faults::each;
-use crate::support::compare::date;
+use crate::prelude::*;
 use crate::support::mongod::READS;
-use crate::support::{
-    Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, dead, tls, unique_token, unresponsive, valid_tokens,
-    wall_clock,
-};
-use crate::world;
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{DateTime, doc};
 use std::process::Command;
-use std::time::Duration;
 
 // ------------------------------------------------------------------------ order and choice
 

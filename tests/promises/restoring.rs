@@ -1,10 +1,6 @@
 //! The recycle bin gives back what was taken, and never overwrites.
 
-use crate::support::compare::{assert_text, date, id, timeless};
-use crate::support::{Outcome, Run, Seed, unique_token, wall_clock_days_ago};
-use crate::world;
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, doc};
+use crate::prelude::*;
 
 #[test]
 fn what_a_run_deleted_is_restored_byte_for_byte() {

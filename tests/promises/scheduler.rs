@@ -1,13 +1,7 @@
 //! What stays up, and what checks the installation: the scheduler, its pauses and its secret, and
 //! the self-test.
 
-use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
-use crate::support::{
-    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, fifo, scratch_dir, unique_token, valid_tokens,
-};
-use crate::world;
-use std::fs;
-use std::time::{Duration, Instant};
+use crate::prelude::*;
 
 #[test]
 fn the_scheduler_says_what_it_will_do_and_ends_its_pause_at_a_signal() {

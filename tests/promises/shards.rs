@@ -1,9 +1,6 @@
 //! Many machines: the parts of `--shard`. Two runs over the same tokens are a test of `faults`.
 
-use crate::support::compare::id;
-use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
-use mongodb::bson::{Bson, doc};
-use std::collections::BTreeSet;
+use crate::prelude::*;
 
 type Tokens = BTreeSet<String>;
 

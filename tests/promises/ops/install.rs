@@ -1,11 +1,7 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::support::{Run, binary, command, file, scratch_dir};
-use super::{assert_one_line, must_pass, path, script, tools};
-use crate::files::mode;
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::{must_pass, path, script};
+use crate::prelude::*;
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
 const KEPT_CRON: &str = "etc/refresh_baoming_tokens/kept/cron.d-refresh_baoming_tokens";
@@ -135,24 +131,4 @@ fn an_upgrade_from_0_1_keeps_what_was_switched_on_and_takes_the_metrics_without_
     let lines: Vec<&str> = cron.lines().filter(|line| line.contains(" root ")).collect();
     let expected = "0 */6 * * *  root  baoming run active\n#0 2   * * *  root  baoming run all\n30 3   * * 6  root  baoming run cleanup";
     assert_eq!(lines.join("\n"), expected);
-}
-
-#[test]
-fn what_cannot_be_installed_is_one_clear_line_and_touches_nothing() {
-    let foreign = file("foreign", "no program of this machine", 0o755);
-    let bare = tools(&["sh", "dirname", "id"]);
-    for (args, path, code, line) in [
-        (&["/nonexistent/binary"][..], path(), 1, "程序 /nonexistent/binary 不存在"),
-        (&[foreign.to_str().expect("UTF-8")], path(), 1, "程序 "),
-        (&["--purge"], path(), 2, "未知参数"),
-        (&[], path(), 2, "需要程序文件"),
-        (&["a", "b"], path(), 2, "需要程序文件"),
-        (&["a"], bare.into(), 1, "没有安装 jq"),
-    ] {
-        let root = scratch_dir();
-        let run = Run::bare().program(script("install.sh")).env("DESTDIR", &root).env("PATH", path);
-        let outcome = run.args(args.iter().copied()).go().expect(code);
-        assert_one_line(&outcome.stderr, &format!("install.sh: {line}"));
-        assert!(tree(&root).is_empty(), "{args:?}");
-    }
 }

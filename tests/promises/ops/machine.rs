@@ -1,11 +1,8 @@
 //! A whole machine of a test's own: this one's files beneath, and what is written on top of them in
 //! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
 
-use super::support::{Live, Outcome, PATIENCE, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
-use super::{chat, path, world};
-use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use super::{chat, path};
+use crate::prelude::*;
 use std::process::{Child, Stdio};
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";

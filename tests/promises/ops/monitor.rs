@@ -1,12 +1,8 @@
 //! `monitor_refresh.sh` on metrics files, with every kind of awk and shell it may meet.
 
-use super::support::{Outcome, Run, file, scratch_dir};
 use super::{assert_one_line, checker, find, path, script, tools};
+use crate::prelude::*;
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// The shell and search path of GNU/Linux, of the BSDs (by the awk they have), and of Alpine
 /// (nothing but busybox).

@@ -1,11 +1,8 @@
 //! `notify.sh` against a local sink, which it reaches as a proxy for the real host names.
 
 use super::support::tls::ca_file;
-use super::support::{Certificate, Reply, Run, Signal, Stub, file, scratch_dir};
-use super::{assert_one_line, chat, messages, path, script, text_of, tools};
-use serde_json::json;
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::{chat, messages, path, script, text_of, tools};
+use crate::prelude::*;
 use std::sync::{Arc, Mutex};
 
 const KEY: &str = "5ecretKey";
@@ -257,15 +254,4 @@ fn tls_is_verified() {
         assert_eq!(sink.requests(), posted, "{certificate:?}: {outcome:?}");
         assert_eq!(outcome.stderr.contains("无法发送到 localhost"), posted == 0, "{outcome:?}");
     }
-}
-
-#[test]
-fn usage_errors_are_exit_2_and_run_nothing() {
-    let (sink, mark) = (chat(), scratch_dir().join("ran"));
-    for args in ["", "-x file touch MARK", "file", "http://a touch MARK", "-a https://a/b touch MARK"] {
-        let args = args.replace("MARK", mark.to_str().expect("UTF-8"));
-        let outcome = notify(&sink).args(args.split_whitespace()).go().expect(2);
-        assert_one_line(&outcome.stderr, "notify.sh: ");
-    }
-    assert!(!mark.exists());
 }

@@ -1,9 +1,8 @@
 //! The README's commands for a server, taken out of it and run as written on an installed machine.
 
 use super::machine::{Machine, NOBODY, SCHEDULES};
-use super::support::{Seed, unique_token};
 use crate::papers::read;
-use mongodb::bson::oid::ObjectId;
+use crate::prelude::*;
 
 /// The chapters of a person at a server.
 const CHAPTERS: [&str; 5] = [

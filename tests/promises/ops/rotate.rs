@@ -1,12 +1,9 @@
 //! A real logrotate on the log of a live scheduler.
 
 use super::install::installed;
-use super::support::{PATIENCE, Reply, Signal, Stub, binary, command, file};
-use super::{checker, must_pass, run_script, world};
-use crate::files::mode;
-use std::fs;
+use super::{checker, must_pass, run_script};
+use crate::prelude::*;
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
 
 const ROTATIONS: usize = 5;
 const TOKENS: u32 = 600;

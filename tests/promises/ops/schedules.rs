@@ -1,10 +1,9 @@
 //! Cron and systemd on an installed machine, and what they do when something is amiss.
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
-use super::support::{Run, Signal, TestDb, await_true, dead};
 use super::{checker, messages, path};
+use crate::prelude::*;
 use std::thread;
-use std::time::{Duration, Instant};
 
 const NAME: &str = "refresh_baoming_tokens";
 const PROGRAM: &str = "/usr/local/bin/refresh_baoming_tokens";

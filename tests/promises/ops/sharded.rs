@@ -1,12 +1,8 @@
 //! `refresh_sharded.sh`: several processes that look like one run.
 
-use super::support::{PATIENCE, Reply, Run, Signal, Stub, TestDb, command, dead, scratch_dir};
-use super::{assert_one_line, must_pass, run_script, script, world};
-use crate::faults::{assert_report, dry, report};
-use mongodb::bson::doc;
+use super::{must_pass, run_script, script};
+use crate::prelude::*;
 use rustix::process::{Pid, kill_process, kill_process_group};
-use std::fs;
-use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
 /// Without pauses between tokens, and with a folder of its own for what is temporary.
@@ -85,36 +81,6 @@ fn its_json_is_that_of_one_run_and_the_gravest_exit_code_counts() {
         assert_empty(&tmp);
         db.assert_none_lost();
     }
-}
-
-#[test]
-fn usage_errors_are_said_once() {
-    let (db, api) = world();
-    let tmp = scratch_dir();
-    for (args, line) in [
-        ("0", "refresh_sharded.sh: 需要进程数"),
-        ("x", "refresh_sharded.sh: 需要进程数"),
-        ("1000", "refresh_sharded.sh: 需要进程数"),
-        ("2 --scheduler", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --log-file=x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --metrics-file x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --card x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --shard 1/2", "refresh_baoming_tokens: --shard 重复"),
-        ("2 --json --json", "refresh_baoming_tokens: --json 重复"),
-        ("2 --dry-runn", "refresh_baoming_tokens: "),
-        ("2 --self-test", "refresh_baoming_tokens: "),
-        ("2 --version", "refresh_baoming_tokens: "),
-    ] {
-        let args: Vec<&str> = args.split(' ').collect();
-        let outcome = sharded(&db, &api, &tmp, &args).go().expect(2);
-        assert_one_line(&outcome.stderr, line);
-        assert_eq!(outcome.stdout, "", "{args:?}");
-    }
-    // What only a process itself can tell is the same for all.
-    let outcome = sharded(&db, &api, &tmp, &["3", "--json"]).env_remove("MONGODB_URI").go().expect(2);
-    assert_eq!(outcome.stderr.matches("refresh_baoming_tokens: ").count(), 1, "{outcome:?}");
-    assert_eq!((outcome.stdout.as_str(), api.requests()), ("", 0), "{outcome:?}");
-    assert_empty(&tmp);
 }
 
 #[test]

@@ -2,8 +2,7 @@
 
 use super::install::installed;
 use super::{checker, must_pass, script};
-use std::fs;
-use std::path::PathBuf;
+use crate::prelude::*;
 
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
