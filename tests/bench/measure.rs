@@ -16,30 +16,14 @@ pub const LAUNCH: &str = "launch";
 /// The argument that makes this program the floor.
 pub const FLOOR: &str = "floor";
 
-/// The program under test, with database and API.
-pub fn product(db: &TestDb, api: &Stub) -> Run {
-    launched(&binary(), db, api)
-}
-
-/// The least that can be done.
-pub fn floor(db: &TestDb, api: &Stub) -> Run {
-    launched(&own_path(), db, api).arg(FLOOR)
-}
-
-fn launched(program: &Path, db: &TestDb, api: &Stub) -> Run {
-    let launcher = Run::new(db, api).program(own_path()).no_args();
-    launcher.args([LAUNCH.as_ref(), program.as_os_str()])
-}
-
 fn own_path() -> PathBuf {
     env::current_exe().expect("own path")
 }
 
 /// What a run took, from before its start to after its end.
 pub struct Cost {
-    /// Real time in seconds.
     pub wall_secs: f64,
-    /// Processor time, the system's on its behalf included, in seconds.
+    /// The system's on its behalf included.
     pub cpu_secs: f64,
     /// Most physical memory at any one time.
     pub peak_kib: f64,
@@ -52,10 +36,19 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a run; its log goes to a file, as that of a cron job does.
-    pub fn start(run: &Run) -> Self {
+    pub fn product(db: &TestDb, api: &Stub, flags: &[&str]) -> Self {
+        Self::start(&binary(), db, api, flags)
+    }
+
+    pub fn floor(db: &TestDb, api: &Stub) -> Self {
+        Self::start(&own_path(), db, api, &[FLOOR])
+    }
+
+    /// The log goes to a file, as that of a cron job does.
+    fn start(program: &Path, db: &TestDb, api: &Stub, args: &[&str]) -> Self {
         let log = scratch_dir().join("log");
         let file = File::create(&log).expect("a log file");
+        let run = Run::new(db, api).program(own_path()).no_args().arg(LAUNCH).arg(program).args(args);
         let launcher = run.command().stdout(Stdio::piped()).stderr(file).spawn().expect("launcher");
         Self { launcher, log }
     }

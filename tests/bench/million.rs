@@ -2,7 +2,7 @@
 
 use mongodb::bson::{DateTime, Document};
 
-use crate::measure::{self, Cost, Running};
+use crate::measure::{Cost, Running};
 use crate::support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock};
 use crate::table::{Limit, Table};
 use crate::{ROUNDS, full_run, seeded};
@@ -20,11 +20,11 @@ pub fn measure(server: &Mongod, table: &mut Table) {
     let rounds: Vec<[Cost; 3]> = (0..ROUNDS)
         .map(|_| {
             let base = full_run(&fewer, &api, 10_000);
-            let shard = measure::product(&db, &api).args(["--delay-ms=0", "--shard", "1/1000"]);
+            let shard = Running::product(&db, &api, &["--delay-ms=0", "--shard=1/1000"]);
+            let shard = shard.end(0, "失败: 0 个");
             // All ids are in memory when the run finds that the API is down, after five tokens.
-            let whole = measure::product(&db, &down).args(["--delay-ms=0", "--retries=0"]);
-            let shard = Running::start(&shard).end(0, "失败: 0 个");
-            [base, shard, Running::start(&whole).end(5, "失败: 6 个")]
+            let whole = Running::product(&db, &down, &["--delay-ms=0", "--retries=0"]);
+            [base, shard, whole.end(5, "失败: 6 个")]
         })
         .collect();
     let more = f64::from(TOKENS - 10_000);

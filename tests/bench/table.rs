@@ -29,10 +29,10 @@ impl Table {
     pub fn add(&mut self, what: &str, limit: Limit, samples: impl IntoIterator<Item = f64>) {
         let mut samples: Vec<f64> = samples.into_iter().collect();
         samples.sort_by(f64::total_cmp);
-        let [min, .., max] = samples[..] else { panic!("too little measured: {what}") };
-        let half = samples.len() / 2;
-        let median = f64::midpoint(samples[half], samples[samples.len() - 1 - half]);
-        let (target, verdict) = match limit {
+        let n = samples.len();
+        let (min, max) = (samples[0], samples[n - 1]);
+        let median = f64::midpoint(samples[n / 2], samples[n - 1 - n / 2]);
+        let (target, is_met) = match limit {
             Limit::AtMost(limit) => (format!("≤ {}", number(limit)), median <= limit),
             Limit::AtLeast(limit) => (format!("≥ {}", number(limit)), median >= limit),
             Limit::About(middle, margin) => {
@@ -41,23 +41,14 @@ impl Table {
             }
             Limit::None => (String::new(), true),
         };
-        let verdict = match (limit, verdict) {
-            (Limit::None, _) => "",
-            (_, true) => "met",
-            (_, false) => {
-                self.missed += 1;
-                "MISSED"
-            }
+        self.missed += usize::from(!is_met);
+        let verdict = match limit {
+            Limit::None => "",
+            _ if is_met => "met",
+            _ => "MISSED",
         };
-        print([
-            what,
-            &target,
-            &number(median),
-            &number(min),
-            &number(max),
-            &samples.len().to_string(),
-            verdict,
-        ]);
+        let [median, min, max] = [median, min, max].map(number);
+        print([what, &target, &median, &min, &max, &n.to_string(), verdict]);
     }
 }
 

@@ -111,14 +111,14 @@ fn all_valid(tokens: u32) -> String {
 
 /// A run of the program without a pause between tokens, all of which are valid.
 fn full_run(db: &TestDb, api: &Stub, tokens: u32) -> Cost {
-    Running::start(&measure::product(db, api).args(["--delay-ms", "0"])).end(0, &all_valid(tokens))
+    Running::product(db, api, &["--delay-ms=0"]).end(0, &all_valid(tokens))
 }
 
 /// Floor and program in turns, after one turn of each that does not count.
 fn in_turns(db: &TestDb, api: &Stub, tokens: u32, rounds: usize) -> Vec<[Cost; 2]> {
     let mut turns = (0..=rounds).map(|_| {
         let before = api.requests();
-        let floor = Running::start(&measure::floor(db, api)).end(0, "");
+        let floor = Running::floor(db, api).end(0, "");
         assert_eq!(u32::try_from(api.requests() - before), Ok(tokens), "the floor's requests");
         [floor, full_run(db, api, tokens)]
     });
@@ -153,26 +153,19 @@ fn thousand_tokens(server: &Mongod, table: &mut Table) {
         table.add(&name("s of processor time"), Limit::None, turns.iter().map(|turn| turn[i].cpu_secs));
     }
 
-    let counted: Vec<[f64; 4]> = (0..ROUNDS)
-        .map(|_| {
-            let api = Stub::always(Reply::valid());
-            let commands = || [&["update", "findAndModify"][..], &READS].map(|kinds| server.commands(kinds));
-            let before = commands();
-            full_run(&db, &api, TOKENS);
-            let [updates, reads] = commands();
-            let seen = [api.requests(), api.connections()].map(count);
-            [seen[0], seen[1], count(updates - before[0]), count(reads - before[1])]
-        })
-        .collect();
+    let api = Stub::always(Reply::valid());
+    let commands = || [&["update", "findAndModify"][..], &READS].map(|kinds| server.commands(kinds));
+    let before = commands();
+    full_run(&db, &api, TOKENS);
+    let [updates, reads] = commands();
     let n = f64::from(TOKENS);
-    let limits = [
-        ("requests to the API", Limit::About(n, 0.0)),
-        ("connections to the API", Limit::About(1.0, 0.0)),
-        ("updates in the database", Limit::About(n, 0.0)),
-        ("reads from the database", Limit::AtMost(n / 100.0 + 20.0)),
-    ];
-    for (i, (what, limit)) in limits.into_iter().enumerate() {
-        table.add(&format!("1,000 tokens: {what}"), limit, counted.iter().map(|counts| counts[i]));
+    for (what, limit, counted) in [
+        ("requests to the API", Limit::About(n, 0.0), count(api.requests())),
+        ("connections to the API", Limit::About(1.0, 0.0), count(api.connections())),
+        ("updates in the database", Limit::About(n, 0.0), count(updates - before[0])),
+        ("reads from the database", Limit::AtMost(n / 100.0 + 20.0), count(reads - before[1])),
+    ] {
+        table.add(&format!("1,000 tokens: {what}"), limit, [counted]);
     }
 }
 
@@ -201,14 +194,13 @@ fn slow_runs(server: &Mongod, delay: &[&str]) -> Vec<f64> {
     const TOKENS: u32 = 100;
     let api = Stub::always(Reply::valid().after(Duration::from_millis(200)));
     let dbs: Vec<TestDb> = (0..ROUNDS).map(|_| seeded(server, TOKENS)).collect();
-    let start = |db| Running::start(&measure::product(db, &api).args(delay.iter().copied()));
-    let running: Vec<Running> = dbs.iter().map(start).collect();
+    let running: Vec<Running> = dbs.iter().map(|db| Running::product(db, &api, delay)).collect();
     running.into_iter().map(|run| run.end(0, &all_valid(TOKENS)).wall_secs).collect()
 }
 
 /// No pause: the API's latency is all there is.
 fn latency(server: &Mongod, table: &mut Table) {
-    let secs = slow_runs(server, &["--delay-ms", "0"]);
+    let secs = slow_runs(server, &["--delay-ms=0"]);
     let what = "100 tokens, API takes 200 ms, no delay: time, × 20 s";
     table.add(what, Limit::AtMost(1.05), secs.into_iter().map(|secs| secs / 20.0));
 }
@@ -238,15 +230,8 @@ fn shards(server: &Mongod, table: &mut Table) {
 /// The seconds from the start of the first process to the end of the last.
 fn sharded(db: &TestDb, api: &Stub, processes: u32) -> f64 {
     let (start, before) = (Instant::now(), api.requests());
-    let running: Vec<Running> = (1..=processes)
-        .map(|k| {
-            Running::start(&measure::product(db, api).args([
-                "--delay-ms=0",
-                "--shard",
-                &format!("{k}/{processes}"),
-            ]))
-        })
-        .collect();
+    let part = |k| Running::product(db, api, &["--delay-ms=0", "--shard", &format!("{k}/{processes}")]);
+    let running: Vec<Running> = (1..=processes).map(part).collect();
     for run in running {
         run.end(0, "失败: 0 个");
     }

@@ -1,26 +1,16 @@
 //! Flags, environment and the way to the database: every mistake is one clear line that names what
 //! is wrong and connects to nothing; every failed connection names its true cause.
 
-use crate::faults::{assert_report, each, report};
-use crate::support::{
-    Certificate, Mongod, ReplicaSet, Reply, Run, Seed, Stub, Total, Wire, await_true, count, dead, file,
-    scratch_dir, serve, tls, unique_token, unresponsive, valid_tokens,
-};
-use mongodb::bson::doc;
+use crate::prelude::*;
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::os::unix::ffi::OsStringExt;
 
 /// What every mistake must be over in.
-const PROMPT: Duration = Duration::from_secs(25);
+pub const PROMPT: Duration = Duration::from_secs(15);
+const SECRET_URI: &str = "mongodb://user:hunter2@127.0.0.1:1/";
 
 // ---------------------------------------------------------------- usage errors: exit code 2
-
-fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").expect("a free port")
-}
 
 /// A database and an API that are up, and take note of any connection.
 struct Untouched {
@@ -30,7 +20,7 @@ struct Untouched {
 
 impl Untouched {
     fn new() -> Self {
-        let database = listener();
+        let database = TcpListener::bind("127.0.0.1:0").expect("a free port");
         database.set_nonblocking(true).expect("no waiting");
         Self { database, api: Stub::always(Reply::valid()) }
     }
@@ -44,19 +34,29 @@ impl Untouched {
         run.env("BAOMING_API_BASE", self.api.base()).env("TZ", "Asia/Shanghai").secret("hunter2")
     }
 
+    fn with(&self, name: &str, value: impl Into<OsString>) -> Run {
+        self.run().env(name, value)
+    }
+
+    /// The same without a connection string in its own variable.
+    fn instead(&self, name: &str, value: impl Into<OsString>) -> Run {
+        self.with(name, value).env_remove("MONGODB_URI")
+    }
+
     /// The run is to end with code 2 and one line that holds `named`, in Chinese and in English,
     /// before it has connected to anything or made its log file.
     #[track_caller]
-    fn refuses(&self, run: Run, what: &str, named: &str) {
+    fn refuses(&self, run: Run, named: &str) {
         count(Total::Faults, 1);
         let log = scratch_dir().join("log");
         let outcome = run.arg("--log-file").arg(&log).limit(PROMPT).go();
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{what}: {outcome:?}");
-        let line = outcome.stderr.strip_prefix("refresh_baoming_tokens: ").expect(what);
-        assert!(line.contains(named) && line.lines().count() == 1 && line.ends_with('\n'), "{what}: {line}");
+        let what = format!("{named}: {outcome:?}");
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{what}");
+        let line = outcome.stderr.strip_prefix("refresh_baoming_tokens: ").expect(&what);
+        assert!(line.contains(named) && line.lines().count() == 1 && line.ends_with('\n'), "{what}");
         let is_chinese = |c: char| ('\u{4e00}'..='\u{9fff}').contains(&c);
         let (chinese, english) = line.split_once('(').expect("both languages");
-        assert!(chinese.contains(is_chinese) && english.contains(char::is_alphabetic), "{what}: {line}");
+        assert!(chinese.contains(is_chinese) && english.contains(char::is_alphabetic), "{what}");
         let connection = self.database.accept().map_err(|error| error.kind());
         assert_eq!(connection.map(drop), Err(ErrorKind::WouldBlock), "{what}");
         assert_eq!(self.api.connections(), 0, "{what}");
@@ -84,66 +84,52 @@ fn bad_flags_name_the_flag_and_connect_to_nothing() {
     ];
     let untouched = Untouched::new();
     for (flags, named) in table {
-        untouched.refuses(untouched.run().args(flags.split(' ')), flags, named);
+        untouched.refuses(untouched.run().args(flags.split(' ')), named);
     }
 }
 
 #[test]
 fn a_bad_environment_names_the_variable_and_connects_to_nothing() {
-    const URI: &str = "mongodb://user:hunter2@127.0.0.1:1/";
-    let path = |path: PathBuf| path.into_os_string();
-    let secret = |text: &str| path(file("uri", text, 0o600));
-    let text = OsString::from;
-    let (uri, uri_file, base) = ("MONGODB_URI", "MONGODB_URI_FILE", "BAOMING_API_BASE");
-    // Variable, value, what the line says.
-    let with_the_rest: Vec<(&str, OsString, &str)> = vec![
-        (uri_file, secret(URI), uri_file),
-        ("MONGODB_DB_NAME", text("a/b"), "MONGODB_DB_NAME"),
-        ("MONGODB_DB_NAME", "x".repeat(64).into(), "MONGODB_DB_NAME"),
-        ("TZ", text("Mars/Olympus_Mons"), "TZ"),
-        ("TZ", text("Asia/Shanghia"), "TZ"),
-        ("TZ", text("CST8:"), "TZ"),
-        (base, text("http://hunter2.example/xcx"), base),
-        (base, text("http://127.0.0.1.example/xcx"), base),
-        (base, text("http://127.0.0.1@api.example/"), base),
-        (base, text("https://user:hunter2@api.example:443/"), base),
-        (base, text("https://api.example/?a=hunter2"), base),
-        (base, text("https://api.example:99999/"), base),
-        (base, text("ftp://127.0.0.1/xcx"), base),
-        (base, text("api.example"), base),
-        // Longer than any library takes without a panic.
-        (base, format!("https://api.example/{}", "x".repeat(65_530)).into(), base),
-        ("SSL_CERT_FILE", path(scratch_dir().join("none")), "SSL_CERT_FILE"),
-        ("SSL_CERT_FILE", path(scratch_dir()), "SSL_CERT_FILE"),
-        ("SSL_CERT_FILE", path(file("pem", "no certificate", 0o644)), "SSL_CERT_FILE"),
-    ];
-    let instead_of_uri: Vec<(&str, OsString, &str)> = vec![
-        ("TZ", text("UTC"), uri),
-        (uri_file, path(scratch_dir().join("none")), "系统错误 2 (os error 2)"),
-        (uri_file, path(scratch_dir()), "系统错误 21 (os error 21)"),
-        (uri_file, secret("\n"), uri_file),
-        (uri_file, secret("\u{feff}"), uri_file),
-        (uri_file, secret(&format!("{URI}\n{URI}\n")), "一行"),
-        (uri_file, path(file("uri", URI, 0o640)), "chmod 600"),
-        (uri_file, path(file("uri", URI, 0o604)), "chmod 600"),
-        ("CREDENTIALS_DIRECTORY", path(scratch_dir()), "mongodb_uri"),
-    ];
+    let secret = |text: &str| file("uri", text, 0o600);
     let untouched = Untouched::new();
-    for (name, value, named) in with_the_rest {
-        let what = format!("{name}={}", value.display());
-        untouched.refuses(untouched.run().env(name, value), &what, named);
-    }
-    for (name, value, named) in instead_of_uri {
-        let what = format!("{name}={} without {uri}", value.display());
-        untouched.refuses(untouched.run().env_remove(uri).env(name, value), &what, named);
-    }
-    let proxies = [
-        ("HTTPS_PROXY", "http://user:hunter2@:0:"),
-        ("HTTPS_PROXY", "http://user:hunter2@[:::"),
-        ("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1"),
+    let api_base = |value: &str| untouched.with("BAOMING_API_BASE", value);
+    // Longer than any library takes without a panic.
+    let long = format!("https://api.example/{}", "x".repeat(65_530));
+    let with_proxy = |name, value: &str| api_base("https://api.example/xcx").env(name, value);
+    let table = [
+        (untouched.with("MONGODB_URI_FILE", secret(SECRET_URI)), "MONGODB_URI_FILE"),
+        (untouched.with("MONGODB_DB_NAME", "a/b"), "MONGODB_DB_NAME"),
+        (untouched.with("MONGODB_DB_NAME", "x".repeat(64)), "MONGODB_DB_NAME"),
+        (untouched.with("TZ", "Mars/Olympus_Mons"), "TZ"),
+        (untouched.with("TZ", "Asia/Shanghia"), "TZ"),
+        (untouched.with("TZ", "CST8:"), "TZ"),
+        (api_base("http://hunter2.example/xcx"), "BAOMING_API_BASE"),
+        (api_base("http://127.0.0.1.example/xcx"), "BAOMING_API_BASE"),
+        (api_base("http://127.0.0.1@api.example/"), "BAOMING_API_BASE"),
+        (api_base("https://user:hunter2@api.example:443/"), "BAOMING_API_BASE"),
+        (api_base("https://api.example/?a=hunter2"), "BAOMING_API_BASE"),
+        (api_base("https://api.example:99999/"), "BAOMING_API_BASE"),
+        (api_base("ftp://127.0.0.1/xcx"), "BAOMING_API_BASE"),
+        (api_base("api.example"), "BAOMING_API_BASE"),
+        (api_base(&long), "BAOMING_API_BASE"),
+        (untouched.with("SSL_CERT_FILE", scratch_dir().join("none")), "SSL_CERT_FILE"),
+        (untouched.with("SSL_CERT_FILE", scratch_dir()), "SSL_CERT_FILE"),
+        (untouched.with("SSL_CERT_FILE", file("pem", "no certificate", 0o644)), "SSL_CERT_FILE"),
+        (untouched.instead("TZ", "UTC"), "MONGODB_URI"),
+        (untouched.instead("MONGODB_URI_FILE", scratch_dir().join("none")), "系统错误 2 (os error 2)"),
+        (untouched.instead("MONGODB_URI_FILE", scratch_dir()), "系统错误 21 (os error 21)"),
+        (untouched.instead("MONGODB_URI_FILE", secret("\n")), "MONGODB_URI_FILE"),
+        (untouched.instead("MONGODB_URI_FILE", secret("\u{feff}")), "MONGODB_URI_FILE"),
+        (untouched.instead("MONGODB_URI_FILE", secret(&format!("{SECRET_URI}\n{SECRET_URI}\n"))), "一行"),
+        (untouched.instead("MONGODB_URI_FILE", file("uri", SECRET_URI, 0o640)), "chmod 600"),
+        (untouched.instead("MONGODB_URI_FILE", file("uri", SECRET_URI, 0o604)), "chmod 600"),
+        (untouched.instead("CREDENTIALS_DIRECTORY", scratch_dir()), "mongodb_uri"),
+        (with_proxy("HTTPS_PROXY", "http://user:hunter2@:0:"), "HTTPS_PROXY"),
+        (with_proxy("HTTPS_PROXY", "http://user:hunter2@[:::"), "HTTPS_PROXY"),
+        (with_proxy("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1"), "ALL_PROXY"),
     ];
-    for (name, value) in proxies {
-        untouched.refuses(untouched.run().env(base, "https://api.example/xcx").env(name, value), value, name);
+    for (run, named) in table {
+        untouched.refuses(run, named);
     }
 }
 
@@ -175,22 +161,17 @@ const MISTAKES: [(&str, &str); 19] = [
 #[test]
 fn a_bad_connection_string_names_the_option_and_connects_to_nothing() {
     let untouched = Untouched::new();
-    let empty = file("empty.pem", "", 0o644);
-    let fill = |uri: &str| {
-        let uri = uri.replace("HOST", &untouched.address().to_string());
-        uri.replace("EMPTY", &empty.display().to_string())
-            .replace("=CA", &format!("={}", tls::ca_file().display()))
-    };
+    let (host, empty) = (untouched.address().to_string(), file("empty.pem", "", 0o644));
+    let certificate = format!("={}", tls::ca_file().display());
     for (uri, named) in MISTAKES {
-        let filled = fill(uri);
-        let from_file = untouched.run().env_remove("MONGODB_URI");
-        let from_file = from_file.env("MONGODB_URI_FILE", file("uri", &filled, 0o600));
-        untouched.refuses(from_file.secret(&filled), uri, named);
-        untouched.refuses(untouched.run().env("MONGODB_URI", filled), uri, named);
+        let uri = uri.replace("HOST", &host).replace("EMPTY", &empty.display().to_string());
+        let uri = uri.replace("=CA", &certificate);
+        let from_file = untouched.instead("MONGODB_URI_FILE", file("uri", &uri, 0o600));
+        untouched.refuses(from_file.secret(&uri), named);
+        untouched.refuses(untouched.with("MONGODB_URI", uri), named);
     }
-    let not_text: OsString =
-        std::os::unix::ffi::OsStringExt::from_vec(b"mongodb://u:hunter2\xff@h/".to_vec());
-    untouched.refuses(untouched.run().env("MONGODB_URI", not_text), "no UTF-8", "MONGODB_URI");
+    let not_text = OsString::from_vec(b"mongodb://u:hunter2\xff@h/".to_vec());
+    untouched.refuses(untouched.with("MONGODB_URI", not_text), "MONGODB_URI");
 }
 
 #[test]
@@ -225,10 +206,7 @@ fn the_connection_string_may_come_from_a_file() {
         &[("MONGODB_URI_FILE", secret(0o600)), ("CREDENTIALS_DIRECTORY", scratch_dir())],
     ];
     for variables in table {
-        let mut run = Run::new(&db, &api).env_remove("MONGODB_URI");
-        for (name, path) in variables {
-            run = run.env(name, path);
-        }
+        let run = Run::new(&db, &api).env_remove("MONGODB_URI").envs(variables.iter().cloned());
         assert_eq!(run.go().expect(0).stat("成功"), 1, "{variables:?}");
     }
 }
@@ -244,19 +222,16 @@ fn the_database_is_the_variable_s_or_the_uri_s_or_the_default() {
     default.insert_many(tokens).run().expect("tokens");
     let api = Stub::always(Reply::valid());
     for (path, variable, database, total) in [
-        ("", Some(&one.name), &one.name, 1),
+        ("", Some(&*one.name), &*one.name, 1),
         (&two.name, Some(&one.name), &one.name, 1),
         (&two.name, None, &two.name, 2),
-        (&two.name, Some(&String::new()), &two.name, 2),
-        ("", None, &"auto-form-db".to_owned(), 3),
+        (&two.name, Some(""), &two.name, 2),
+        ("", None, "auto-form-db", 3),
     ] {
-        let mut run = Run::new(&one, &api).env("MONGODB_URI", format!("{}{path}", server.uri()));
-        run = run.env_remove("MONGODB_DB_NAME");
-        if let Some(name) = variable {
-            run = run.env("MONGODB_DB_NAME", name);
-        }
-        let json = run.arg("--json").go().expect(0).json();
-        assert_eq!((json["database"].as_str(), json["success"].as_u64()), (Some(&**database), Some(total)));
+        let run = Run::new(&one, &api).env("MONGODB_URI", format!("{}{path}", server.uri())).arg("--json");
+        let run = run.env_remove("MONGODB_DB_NAME").envs(variable.map(|name| ("MONGODB_DB_NAME", name)));
+        let json = run.go().expect(0).json();
+        assert_eq!((json["database"].as_str(), json["success"].as_u64()), (Some(database), Some(total)));
     }
 }
 
@@ -278,7 +253,7 @@ fn assert_failures(rows: &[Failure]) {
     each(rows, |(hosts, uri, cause, more)| {
         count(Total::Faults, 1);
         let run = Run::new(&db, &api).args(["-v", "--json"]).env("MONGODB_URI", uri).secret("hunter2");
-        let outcome = run.limit(PROMPT).go();
+        let outcome = run.go();
         assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
         let mut lines = outcome.stderr.lines().filter(|line| !line.contains("[DEBUG]")).skip(2);
         let line = lines.next().expect("an error");
@@ -319,7 +294,7 @@ fn a_failed_connection_names_its_cause() {
         hello.extend(doc! { "hosts": [NOBODY], "me": NOBODY, "primary": NOBODY });
     });
     // Connections that nobody takes; those that something else takes.
-    let silent = listener();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let silent_at = silent.local_addr().expect("address").to_string();
     let junk = serve(|mut client| drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")));
     let whole = |hosts: &str, uri: String, cause, more| (hosts.to_owned(), uri, cause, more);
@@ -404,7 +379,7 @@ fn a_silent_name_server_is_the_cause() {
         count(Total::Faults, 1);
         let run = Run::new(&db, &api).no_args().program("unshare").args(["--mount", "sh", "-c", inside]);
         let run = run.arg(&resolver).arg(env!("CARGO_BIN_EXE_refresh_baoming_tokens"));
-        let outcome = run.env("MONGODB_URI", format!("{scheme}://db.example/")).limit(PROMPT).go();
+        let outcome = run.env("MONGODB_URI", format!("{scheme}://db.example/")).go();
         assert!(outcome.stdout.contains("数据库 db.example 连接失败: 域名解析超时；"), "{outcome:?}");
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         assert!(outcome.elapsed < Duration::from_secs(13), "{outcome:?}");

@@ -1,24 +1,8 @@
 //! The files that the program reads and writes: the legacy file of `--import-json`, the log and the
 //! metrics. Bad ones are one clear line and the right code, never a hang and never a token's change.
 
-use crate::faults::{assert_report, dry, report};
-use crate::support::compare::{assert_text, date, id, timeless};
-use crate::support::{
-    Mongod, Reply, Run, Seed, Stub, Total, binary, count, dead, fifo, file, scratch_dir, unique_token,
-    valid_tokens, wall_clock,
-};
-use mongodb::bson::{DateTime, doc};
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
-
-/// What every mistake must be over in.
-const PROMPT: Duration = Duration::from_secs(15);
-
-fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path).expect("there").permissions().mode() & 0o777
-}
+use crate::connection::PROMPT;
+use crate::prelude::*;
 
 // ------------------------------------------------------------------------------- import
 
@@ -45,7 +29,7 @@ NOW [INFO]   ❗ 原因: 数据不完整: 缺少 access_token × 1
 
 #[test]
 fn import_adds_tokens_of_cards_that_have_none() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     for (n, name) in (1..).zip(["整数", "小数", "已有", "已有 DBRef", "残缺", "少字段"]) {
         db.add_card_as(id(n), name);
     }
@@ -76,7 +60,6 @@ fn import_adds_tokens_of_cards_that_have_none() {
     let entries = entries.map(|(key, value)| format!("\"{key}\": {value}")).join(",\n");
     // With a BOM, as editors on Windows write it.
     let file = file("baoming_tokens.json", format!("\u{feff}{{{entries}}}"), 0o644);
-    let api = Stub::always(Reply::valid());
     let import = |flags: &[&str]| Run::new(&db, &api).arg("--import-json").arg(&file).args(flags).go();
     let before = db.snapshot();
     let expected = report(&db, 3, None, &[("success", 3), ("skipped", 6), ("failed", 1)]);
@@ -121,11 +104,10 @@ fn import_adds_tokens_of_cards_that_have_none() {
 
 #[test]
 fn an_import_file_that_is_broken_is_one_line_and_imports_nothing() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     let card = db.add_card("1111");
     let good = format!(r#""card_{card}": {{"access_token": "topSecretToken", "_save_time": 1}}"#);
     db.add_secret("topSe");
-    let api = Stub::always(Reply::valid());
     // Content, what the line says.
     let table = [
         (format!("{{\n  {good},\n  \"card_1\": topSecretToken\n}}"), "第 3 行第 14 列"),
@@ -146,10 +128,8 @@ fn an_import_file_that_is_broken_is_one_line_and_imports_nothing() {
         let log = Run::new(&db, &api).arg("--import-json").arg(&path).go().expect(1).log();
         let line = log.lines().find(|line| line.contains("[ERROR] ❌ 无法导入")).unwrap_or_default();
         assert!(line.contains(said) && line.contains("broken.json"), "{content}: {log}");
-        assert!(
-            line.ends_with("；未写入任何数据") && log.matches("[ERROR]").count() == 1,
-            "{content}: {log}"
-        );
+        assert!(line.ends_with("；未写入任何数据"), "{content}: {log}");
+        assert_eq!(log.matches("[ERROR]").count(), 1, "{content}: {log}");
         assert!(!log.contains("正在连接"), "read before anything is connected: {log}");
         assert_eq!(db.snapshot().tokens, [], "{content}");
     }
@@ -175,8 +155,7 @@ fn log_file_gets_the_log_in_private_and_appended() {
 
 #[test]
 fn log_file_is_followed_when_it_is_renamed_or_vanishes() {
-    let db = Mongod::shared().fresh_db();
-    db.add_tokens("valid", 4);
+    let (db, _) = valid_tokens(4);
     let log = scratch_dir().join("folder/run.log");
     let (path, renamed, vanished) = (log.clone(), log.with_extension("1"), log.with_extension("2"));
     let keep = vanished.with_file_name("../kept");
@@ -203,35 +182,32 @@ fn log_file_is_followed_when_it_is_renamed_or_vanishes() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     db.add_token("invalid");
     let before = db.snapshot();
-    let api = Stub::always(Reply::invalid());
     let folder = scratch_dir();
     let (target, symbolic) = (file("target", "mine", 0o644), folder.join("link.prom"));
     symlink(&target, &symbolic).expect("link");
     let same = folder.join("both");
     let (log, metrics) = ("--log-file", "--metrics-file");
-    // The log file if any, the metrics file if any, exit code, what the line says.
-    let table: [(Option<PathBuf>, Option<PathBuf>, i32, &str); 9] = [
-        (Some(scratch_dir()), None, 1, "系统错误 21 (os error 21)"),
-        (Some(file("plain", "", 0o600).join("log")), None, 1, log),
-        (Some(fifo()), None, 1, log),
-        (None, Some(scratch_dir()), 2, metrics),
-        (None, Some(symbolic), 2, metrics),
-        (None, Some(fifo()), 2, metrics),
-        (None, Some("/dev/full".into()), 2, metrics),
-        (Some(same.clone()), Some(same.clone()), 2, metrics),
-        (Some(folder.join("./both")), Some(same.clone()), 2, metrics),
+    // Files, exit code, what the line says.
+    let table = [
+        (vec![(log, scratch_dir())], 1, "系统错误 21 (os error 21)"),
+        (vec![(log, file("plain", "", 0o600).join("log"))], 1, log),
+        (vec![(log, fifo())], 1, log),
+        (vec![(metrics, scratch_dir())], 2, metrics),
+        (vec![(metrics, symbolic)], 2, metrics),
+        (vec![(metrics, fifo())], 2, metrics),
+        (vec![(metrics, "/dev/full".into())], 2, metrics),
+        (vec![(log, same.clone()), (metrics, same.clone())], 2, metrics),
+        (vec![(log, folder.join("./both")), (metrics, same.clone())], 2, metrics),
     ];
-    for (log_file, metrics_file, code, said) in table {
+    for (files, code, said) in table {
         count(Total::Faults, 1);
-        let what = format!("{log_file:?} {metrics_file:?}");
+        let what = format!("{files:?}");
         let mut run = Run::new(&db, &api).arg("--json").limit(PROMPT);
-        for (flag, path) in [(log, log_file), (metrics, metrics_file)] {
-            if let Some(path) = path {
-                run = run.arg(flag).arg(path);
-            }
+        for (flag, path) in files {
+            run = run.arg(flag).arg(path);
         }
         let outcome = run.go().expect(code);
         let line = outcome.stderr.strip_prefix("refresh_baoming_tokens: ").unwrap_or_default();
@@ -290,16 +266,19 @@ fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
         (&*"error ".repeat(7), "", 5, [0, 6, 0, 0, 0, 1, 0], Some("HTTP 503"), unreachable, AGED),
         ("no database", "", 1, [0; 7], None, lost, AGED),
     ];
-    for (tokens, flags, code, counts, reason, stopped, success) in table {
+    let mut aged = String::new();
+    for (row, umask) in table.into_iter().zip(["022", "077"].into_iter().cycle()) {
+        let (tokens, flags, code, counts, reason, stopped, success) = row;
         let db = Mongod::shared().fresh_db();
         for (label, days) in tokens.split_whitespace().zip((2_u32..10).rev()) {
             db.add_used(label, days.into());
         }
-        let run = Run::new(&db, &api).args(["--json", "--retries=0"]).args(flags.split_whitespace());
-        let mut run = run.arg("--metrics-file").arg(&path);
-        if stopped == lost {
-            run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
-        }
+        // A reader in the middle of the old file still gets all of it.
+        let old = fs::File::open(&path);
+        let run = Run::new(&db, &api).no_args().program("sh").args(["-c", "umask $0; exec \"$@\"", umask]);
+        let run = run.arg(binary()).args(["--delay-ms=0", "--json", "--retries=0", "--metrics-file"]);
+        let run = run.arg(&path).args(flags.split_whitespace());
+        let run = run.envs((stopped == lost).then(|| ("MONGODB_URI", format!("mongodb://{}/", dead()))));
         let unix_time = || SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
         let start = unix_time();
         let outcome = run.go();
@@ -313,61 +292,43 @@ fn json_and_metrics_tell_the_run_and_metrics_the_last_good_one() {
         let is_duration = |seconds: f64| (least..=end - start).contains(&seconds);
         assert!(json["duration_seconds"].as_f64().is_some_and(is_duration), "{json}");
 
-        assert_eq!(mode(&path), 0o644);
+        assert_eq!(mode(&path), 0o644, "umask {umask}");
         let text = fs::read_to_string(&path).expect("metrics");
-        let told: String = text
-            .split_inclusive('\n')
-            .map(|line| match line.trim_end().rsplit_once("} ") {
-                Some((name, value))
-                    if value.parse().is_ok_and(|time| (start - 1.0..=end).contains(&time)) =>
-                {
-                    format!("{name}}} NOW\n")
-                }
-                Some((name, value)) if name.contains("duration") && value.parse().is_ok_and(is_duration) => {
-                    format!("{name}}} SECONDS\n")
-                }
-                _ => line.to_owned(),
-            })
-            .collect();
+        let shown = |line: &str| {
+            let Some((name, value)) = line.rsplit_once("} ") else { return format!("{line}\n") };
+            let number: f64 = value.parse().expect("a number");
+            let value = match name {
+                _ if (start - 1.0..=end).contains(&number) => "NOW",
+                name if name.contains("duration") && is_duration(number) => "SECONDS",
+                _ => value,
+            };
+            format!("{name}}} {value}\n")
+        };
+        let told: String = text.lines().map(shown).collect();
         let counts = counts.into_iter().map(|(result, n)| {
             format!("baoming_refresh_tokens{{result=\"{result}\",schedule=\"active\"}} {n}\n")
         });
         let expected = METRICS.replace("COUNTS", &counts.collect::<String>()).replace("SUCCESS", success);
         assert_text(&told, &expected.replace("CODE", &code.to_string()));
+        if let Ok(old) = old {
+            assert_text(&std::io::read_to_string(old).expect("old metrics"), &aged);
+            assert_ne!(text, aged);
+        }
         // A success of long ago.
-        let aged = text.lines().map(|line| match line.split_once("} ") {
+        let lines = text.lines().map(|line| match line.split_once("} ") {
             Some((name, _)) if name.contains("last_success") => format!("{name}}} {AGED}\n"),
             _ => line.to_owned() + "\n",
         });
-        fs::write(&path, aged.collect::<String>()).expect("metrics");
+        aged = lines.collect();
+        fs::write(&path, &aged).expect("metrics");
     }
     assert_eq!(fs::read_dir(&folder).expect("folder").count(), 1, "a temporary file is left");
 }
 
 #[test]
-fn metrics_are_replaced_at_once_and_can_always_be_collected() {
-    let (db, api) = valid_tokens(1);
-    let path = scratch_dir().join("active.prom");
-    Run::new(&db, &api).arg("--metrics-file").arg(&path).go().expect(0);
-    let before = fs::read_to_string(&path).expect("metrics");
-    // A reader in the middle of the old file still gets all of it.
-    let mut reader = fs::File::open(&path).expect("metrics");
-    db.add_token("valid");
-    let under = Run::new(&db, &api).no_args().program("sh").args(["-c", "umask 077; exec \"$0\" \"$@\""]);
-    under.arg(binary()).arg("--metrics-file").arg(&path).go().expect(0);
-    assert_eq!(mode(&path), 0o644, "also under umask 077");
-    let mut read = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut read).expect("old metrics");
-    assert_text(&read, &before);
-    assert_ne!(fs::read_to_string(&path).expect("metrics"), before);
-}
-
-#[test]
 fn metrics_that_cannot_be_written_are_told_after_the_run_is_done() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("valid");
-    let folder = scratch_dir().join("gone");
-    fs::create_dir(&folder).expect("folder");
+    let (db, _) = valid_tokens(1);
+    let folder = scratch_dir();
     let doomed = folder.clone();
     // The folder vanishes while the run goes on.
     let api = Stub::start(move |_| {
@@ -379,8 +340,6 @@ fn metrics_that_cannot_be_written_are_told_after_the_run_is_done() {
     let run = Run::new(&db, &api).args(["-q", "--metrics-file"]).arg(folder.join("active.prom"));
     let outcome = run.limit(PROMPT).go().expect(1);
     assert_eq!(outcome.stat("成功"), 1);
-    assert!(
-        outcome.stderr.contains("--metrics-file") && outcome.stderr.contains("os error 2"),
-        "{outcome:?}"
-    );
+    let said = outcome.stderr;
+    assert!(said.contains("--metrics-file") && said.contains("os error 2"), "{said}");
 }

@@ -1,13 +1,8 @@
 //! What is printed: the log line by line, the JSON object, what `-q` and `-v` leave of it, and that
 //! a line that is read alone says whom it concerns.
 
-use crate::support::compare::{assert_bin_entry, assert_refreshed, assert_text, date, id, timeless};
-use crate::support::{Mongod, Outcome, Reply, Run, Seed, Stub, TestDb, unique_token};
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+use crate::papers;
+use crate::prelude::*;
 
 /// The log as the operator knows it: times shown as `NOW`, default database and API.
 fn shown(outcome: &Outcome, db: &TestDb, api: &Stub) -> String {
@@ -47,13 +42,11 @@ NOW [INFO] ============================================================
 
 #[test]
 fn golden_run_of_one_token_and_a_run_of_none() {
-    let db = Mongod::shared().fresh_db();
-    let api = Stub::always(Reply::valid());
+    let (db, api) = world();
     let none = |is_missing: bool| {
         let log = Run::new(&db, &api).go().expect(0).stdout;
-        for line in ["[INFO] ✅ 没有需要刷新的 Token\n", "[INFO]   📝 总计: 0 个\n", "[INFO] 🎉 刷新完成\n"]
-        {
-            assert!(log.contains(line), "{log}");
+        for line in ["✅ 没有需要刷新的 Token\n", "  📝 总计: 0 个\n", "🎉 刷新完成\n"] {
+            assert!(log.contains(&format!("[INFO] {line}")), "{log}");
         }
         let question = log.lines().find(|line| line.contains("[WARNING]"));
         assert_eq!(question.is_some_and(|line| line.contains("MONGODB_DB_NAME")), is_missing, "{log}");
@@ -231,8 +224,7 @@ fn levels(outcome: &Outcome) -> BTreeSet<String> {
 
 #[test]
 fn quiet_says_nothing_of_a_clean_run_and_all_that_matters_of_another() {
-    let db = Mongod::shared().fresh_db();
-    let api = Stub::by_label();
+    let (db, api) = world();
     db.add_tokens("valid", 9);
     let run = |flags: &[&str]| Run::new(&db, &api).arg("--retries=0").args(flags).go();
     for quiet in ["-q", "--quiet"] {
@@ -268,8 +260,7 @@ fn when_nothing_worked_the_last_line_says_what_to_check() {
         (Reply::http(200, &[], "<html>"), 5, "⏹️ 刷新提前结束", "防火墙"),
         (Reply::close(), 5, "⏹️ 刷新提前结束", "DNS"),
     ] {
-        let db = Mongod::shared().fresh_db();
-        db.add_tokens("valid", 2);
+        let (db, _) = valid_tokens(2);
         let outcome = Run::new(&db, &Stub::always(reply)).arg("--retries=0").go().expect(code);
         let line = outcome.stdout.lines().rev().nth(1).expect("a last line but one");
         assert!(line.contains(says) && line.contains(what), "{line}");
@@ -286,8 +277,6 @@ fn help_and_version_need_nothing_and_the_readme_repeats_the_help() {
         assert!(outcome.stdout.contains(says) && outcome.stdout.ends_with('\n'), "{outcome:?}");
         assert_eq!(Run::bare().arg(short).go().expect(0).log(), outcome.stdout);
     }
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(readme).expect("README.md");
     let help = Run::bare().arg("--help").go().expect(0).stdout;
-    assert!(readme.contains(&help), "README.md does not hold the text of --help:\n{help}");
+    assert!(papers::read("README.md").contains(&help), "README.md does not hold the text of --help:\n{help}");
 }

@@ -1,7 +1,6 @@
 //! The papers say what the program says: causes and faults; links and both languages are there.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use crate::prelude::*;
 
 const PAPERS: [&str; 6] = [
     "README.md",
@@ -12,12 +11,10 @@ const PAPERS: [&str; 6] = [
     "scripts/docs/changes.md",
 ];
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-fn read(path: impl AsRef<Path>) -> String {
-    let path = root().join(path);
+pub fn read(path: impl AsRef<Path>) -> String {
+    let path = Path::new(ROOT).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -77,7 +74,7 @@ fn links_lead_somewhere_and_both_languages_are_there() {
         for link in links.filter(|link| !link.contains("://")) {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { paper.into() } else { Path::new(paper).with_file_name(file) };
-            assert!(root().join(&target).exists(), "{paper}: {link} leads nowhere");
+            assert!(Path::new(ROOT).join(&target).exists(), "{paper}: {link} leads nowhere");
             let has = |heading: &str| {
                 read(&target).lines().any(|line| line.starts_with('#') && anchor(line) == heading)
             };

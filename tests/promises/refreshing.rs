@@ -1,15 +1,8 @@
 //! One run: which tokens, in which order, by whose clock, and how the API is asked.
 
-use crate::faults::each;
-use crate::support::compare::date;
+use crate::prelude::*;
 use crate::support::mongod::READS;
-use crate::support::{
-    Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, dead, tls, unique_token, unresponsive, wall_clock,
-};
-use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{DateTime, doc};
 use std::process::Command;
-use std::time::Duration;
 
 // ------------------------------------------------------------------------ order and choice
 
@@ -20,13 +13,13 @@ fn least_recently_used_first_on_one_connection_with_one_write_each() {
     let db = server.fresh_db();
     let minutes_ago = |n: u32| Seed::new(&unique_token("valid")).last_used_days_ago(f64::from(n) / 1440.0);
     let seeds: Vec<Seed> = (1..=N).map(minutes_ago).collect();
-    let mut expected: Vec<String> =
-        seeds.iter().rev().map(|seed| seed.0.get_str("access_token").expect("token").to_owned()).collect();
+    let token_of = |seed: &Seed| seed.0.get_str("access_token").expect("token").to_owned();
+    let mut expected: Vec<String> = seeds.iter().rev().map(token_of).collect();
     db.add_all(seeds);
     // Its user logs in anew while the first tokens are checked: the run must ask with the new token.
-    let (renewed, last) = (unique_token("valid"), expected[N as usize - 1].clone());
+    let (renewed, last) = (unique_token("valid"), expected.pop().expect("the last"));
     db.add_secret(&renewed[..5]);
-    expected[N as usize - 1].clone_from(&renewed);
+    expected.push(renewed.clone());
     let tokens = db.tokens();
     let api = Stub::start(move |request| {
         if request.number == 1 {
@@ -53,14 +46,13 @@ fn least_recently_used_first_on_one_connection_with_one_write_each() {
 #[test]
 fn max_age_days_selects_by_the_wall_clock() {
     const HOUR: f64 = 1.0 / 24.0;
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     // Between UTC and Shanghai lie eight hours: an hour this or that side tells them apart.
     for (label, days) in [("inside", 7.0 - HOUR), ("outside", 7.0 + HOUR), ("recent", 0.0)] {
         db.add_used(label, days);
     }
     db.add(Seed::new(&unique_token("never")).without("last_used"));
     db.add(Seed::new(&unique_token("odd")).set("last_used", "yesterday"));
-    let api = Stub::always(Reply::valid());
     let outcome = Run::new(&db, &api).arg("--max-age-days=7").go().expect(0);
     let head = "[INFO] 📊 只刷新 7 天内使用过的 Token\n";
     assert!(outcome.stdout.contains(head), "{}", outcome.stdout);
@@ -74,7 +66,7 @@ fn max_age_days_selects_by_the_wall_clock() {
 
 #[test]
 fn card_refreshes_one_colleague_s_token_by_name_or_id() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     let [wang, twin, second_twin, _] = ["王五", "同名", "同名", "没有 Token"].map(|name| db.add_card(name));
     let cardless = ObjectId::new();
     for card in [wang, twin, second_twin, cardless] {
@@ -83,9 +75,6 @@ fn card_refreshes_one_colleague_s_token_by_name_or_id() {
     db.add(Seed::new(&unique_token("valid")).card_dbref(wang));
     let binned = ObjectId::new();
     db.add_to_bin(Seed::new("gone").card(binned).0, "x", 31.0 * 24.0);
-    let api = Stub::by_label();
-    let run = |name: &str| Run::new(&db, &api).arg("--card").arg(name).go();
-
     // Name, exit code, tokens of the run, what is said.
     let ids = [twin, second_twin].map(ObjectId::to_hex);
     let table: [(&str, i32, u64, &[&str]); 9] = [
@@ -101,7 +90,7 @@ fn card_refreshes_one_colleague_s_token_by_name_or_id() {
     ];
     for (name, code, tokens, says) in table {
         let (before, asked) = (db.snapshot(), api.requests());
-        let outcome = run(name).expect(code);
+        let outcome = Run::new(&db, &api).arg("--card").arg(name).go().expect(code);
         let log = outcome.log();
         assert!(says.iter().all(|text| log.contains(text)), "{name}: {log}");
         assert_eq!((api.requests() - asked) as u64, tokens, "{name}");
@@ -128,15 +117,14 @@ fn clock_by_date(posix_rule: &str) -> DateTime {
 
 #[test]
 fn the_wall_clock_of_tz_is_shown_and_stored() {
-    let db = Mongod::shared().fresh_db();
-    let api = Stub::always(Reply::valid());
     for (zone, rule) in [
         ("Asia/Shanghai", "CST-8"),
         ("UTC", "UTC0"),
         ("America/New_York", "EST5EDT,M3.2.0,M11.1.0"),
         ("<+0545>-5:45", "XXX-5:45"),
     ] {
-        let id = db.add(Seed::new(&unique_token("valid")).last_used_days_ago(3.0));
+        let (db, api) = world();
+        let id = db.add_used("valid", 3.0);
         let start = clock_by_date(rule);
         let outcome = Run::new(&db, &api).env("TZ", zone).go().expect(0);
         let end = clock_by_date(rule);
@@ -151,26 +139,21 @@ fn the_wall_clock_of_tz_is_shown_and_stored() {
         }
         let shown = outcome.stdout.split_once("⏰ 运行时间: ").expect("the line").1;
         assert!(is_now(date(&shown[..19])), "{zone}: {shown}");
-        // Another zone's date would be one that lies ahead.
-        db.tokens().delete_one(doc! { "_id": id }).run().expect("delete");
     }
 }
 
 #[test]
 fn a_last_used_that_lies_ahead_is_another_zone_s_and_never_moved_back() {
     for (minutes, is_told) in [(58, false), (62, true), (480, true)] {
-        let db = Mongod::shared().fresh_db();
-        db.add_token("valid");
+        let (db, api) = valid_tokens(1);
         let ahead = DateTime::from_millis(wall_clock().timestamp_millis() + minutes * 60_000);
         let id = db.add(Seed::new(&unique_token("valid")).set("last_used", ahead));
         let shown = ahead.try_to_rfc3339_string().expect("a date")[..19].replace('T', " ");
         for flags in [&[][..], &["--self-test"]] {
-            let outcome = Run::new(&db, &Stub::always(Reply::valid())).args(flags).go().expect(0);
-            let warnings: Vec<&str> =
-                outcome.stdout.lines().filter(|line| line.contains("[WARNING]")).collect();
-            assert_eq!(warnings.len(), usize::from(is_told), "{flags:?}: {}", outcome.stdout);
-            let says_all = |line: &&str| line.contains("TZ") && line.contains(&shown);
-            assert!(warnings.iter().all(says_all), "{warnings:?}");
+            let outcome = Run::new(&db, &api).args(flags).go().expect(0);
+            let mut warnings = outcome.stdout.lines().filter(|line| line.contains("[WARNING]"));
+            let told = warnings.next().map(|line| line.contains("TZ") && line.contains(&shown));
+            assert_eq!((told, warnings.next()), (is_told.then_some(true), None), "{}", outcome.stdout);
             let token = db.token(id).expect("token");
             assert_eq!(token.get_datetime("last_used").ok(), Some(&ahead));
         }
@@ -181,10 +164,9 @@ fn a_last_used_that_lies_ahead_is_another_zone_s_and_never_moved_back() {
 
 #[test]
 fn a_check_is_one_request_as_a_browser_would_send_it() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     let token = "x1+y/2=&eid=3 %41#?\"é名";
     db.add(Seed::new(token));
-    let api = Stub::always(Reply::valid());
     let longest = "aZ_09-".repeat(10) + "wxyz";
     for (flags, eid) in [(&[][..], "69844bcf8eaa2449c7a37fae"), (&["--eid", &longest], &longest)] {
         Run::new(&db, &api).args(flags).go().expect(0);
@@ -212,7 +194,7 @@ fn delay_ms_paces_from_start_to_start() {
         (Some("1000"), "invalid", 2, 0, 1600..6000),
     ];
     for (delay, label, tokens, latency, expected) in table {
-        let db = Mongod::shared().fresh_db();
+        let (db, _) = world();
         db.add_tokens(label, tokens);
         let latency = Duration::from_millis(latency);
         let api = Stub::start(move |request| Reply::by_label(request.token()).after(latency));
@@ -226,8 +208,7 @@ fn delay_ms_paces_from_start_to_start() {
 
 #[test]
 fn timeout_secs_limits_each_phase_of_a_call() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("valid");
+    let (db, _) = valid_tokens(1);
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"s";
     let pause = Duration::from_secs(2);
     let in_parts = Reply::raw(head).after(pause).and(Reply::raw("ta\":0}").after(pause));
@@ -243,10 +224,8 @@ fn timeout_secs_limits_each_phase_of_a_call() {
     ];
     each(&table, |(reply, flag, code, expected)| {
         let api = Stub::always(reply.clone().unwrap_or_else(Reply::valid));
-        let mut run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace());
-        if reply.is_none() {
-            run = run.env("BAOMING_API_BASE", format!("http://{address}/xcx"));
-        }
+        let nobody = reply.is_none().then(|| ("BAOMING_API_BASE", format!("http://{address}/xcx")));
+        let run = Run::new(&db, &api).arg("--retries=0").args(flag.split_whitespace()).envs(nobody);
         let outcome = run.go().expect(*code);
         assert!(expected.contains(&outcome.elapsed.as_millis()), "{flag}: {:?}", outcome.elapsed);
     });
@@ -254,43 +233,36 @@ fn timeout_secs_limits_each_phase_of_a_call() {
 
 #[test]
 fn proxies_and_certificates_are_those_of_any_http_client() {
-    let db = Mongod::shared().fresh_db();
-    db.add_token("valid");
+    let (db, plain) = valid_tokens(1);
     // Nobody has such a name: without the proxy there is no connection.
     let api = Stub::start_tls(Certificate::WrongHost, |_| Reply::valid());
+    let nowhere = || format!("http://{}", dead());
     // Variables that name the proxy, and one that names none, exceptions, whether the proxy is
     // used. All of NO_PROXY is a unit test of src/settings.rs.
-    let table: [(&[&str], &str, &str, bool); 7] = [
-        (&[], "", "", false),
-        (&["HTTPS_PROXY"], "ALL_PROXY", "", true),
-        (&["https_proxy"], "HTTPS_PROXY", "elsewhere.example", true),
-        (&["ALL_PROXY"], "HTTP_PROXY", "", true),
-        (&["HTTP_PROXY"], "", "", false),
-        (&["HTTPS_PROXY"], "", "other.example", false),
-        (&["HTTPS_PROXY", "ALL_PROXY"], "", "*", false),
+    let table: [(&[&str], Option<&str>, &str, bool); 7] = [
+        (&[], None, "", false),
+        (&["HTTPS_PROXY"], Some("ALL_PROXY"), "", true),
+        (&["https_proxy"], Some("HTTPS_PROXY"), "elsewhere.example", true),
+        (&["ALL_PROXY"], Some("HTTP_PROXY"), "", true),
+        (&["HTTP_PROXY"], None, "", false),
+        (&["HTTPS_PROXY"], None, "other.example", false),
+        (&["HTTPS_PROXY", "ALL_PROXY"], None, "*", false),
     ];
     for (names, other, exceptions, used) in table {
         let proxy = Proxy::start(Some(api.address()));
-        let mut run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
-        for name in names {
-            run = run.env(name, proxy.uri());
-        }
-        if !other.is_empty() {
-            run = run.env(other, format!("http://{}", dead()));
-        }
+        let run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
+        let run = run.envs(names.iter().map(|name| (*name, proxy.uri())));
+        let run = run.envs(other.map(|name| (name, nowhere())));
         let run = run.env("BAOMING_API_BASE", "https://other.example/xcx").env("NO_PROXY", exceptions);
         run.go().expect(if used { 0 } else { 5 });
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
         assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
     }
     // A loopback API, under any name, goes past any proxy.
-    let plain = Stub::always(Reply::valid());
     let port = plain.address().port();
     for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {
-        let mut run = Run::new(&db, &plain).env("BAOMING_API_BASE", base);
-        for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
-            run = run.env(name, format!("http://{}", dead()));
-        }
+        let proxies = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"].map(|name| (name, nowhere()));
+        let run = Run::new(&db, &plain).env("BAOMING_API_BASE", base).envs(proxies);
         run.go().expect(0);
     }
     assert!(plain.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));

@@ -1,12 +1,7 @@
 //! What stays up, and what checks the installation: the scheduler, its pauses and its secret, and
 //! the self-test.
 
-use crate::support::compare::{assert_refreshed, assert_text, date, id, timeless};
-use crate::support::{
-    Mongod, Reply, Run, Seed, Signal, Stub, await_true, dead, fifo, scratch_dir, unique_token, valid_tokens,
-};
-use std::fs;
-use std::time::{Duration, Instant};
+use crate::prelude::*;
 
 #[test]
 fn the_scheduler_says_what_it_will_do_and_ends_its_pause_at_a_signal() {
@@ -102,20 +97,20 @@ NOW [INFO] 总计: 4/4 个测试通过
 
 #[test]
 fn golden_self_test_refreshes_the_most_recently_updated_token() {
-    let db = Mongod::shared().fresh_db();
+    let (db, api) = world();
     let seed = |n, used: &str, updated: &str| {
         let seed = Seed::new(&unique_token("valid")).set("_id", id(100 + n)).card(id(n));
-        seed.set("last_used", date(used)).set("updated_at", date(updated))
+        let [used, updated] = [used, updated].map(|day| date(&format!("2026-01-{day} 12:00:00")));
+        seed.set("last_used", used).set("updated_at", updated)
     };
     for (n, name) in [(1, "1111"), (2, "2222"), (3, "3333")] {
         db.add_card_as(id(n), name);
     }
-    db.add(seed(1, "2026-01-05 12:00:00", "2026-01-05 12:00:00"));
-    db.add(seed(2, "2026-01-04 12:00:00", "2026-01-04 12:00:00"));
-    db.add(seed(3, "2026-01-02 12:00:00", "2026-01-07 12:00:00").without("uname"));
-    db.add(seed(4, "2026-01-03 12:00:00", "2026-01-06 12:00:00").without("last_used"));
-    db.add(seed(5, "2026-01-01 12:00:00", "2026-01-01 12:00:00").without("updated_at"));
-    let api = Stub::by_label();
+    db.add(seed(1, "05", "05"));
+    db.add(seed(2, "04", "04"));
+    db.add(seed(3, "02", "07").without("uname"));
+    db.add(seed(4, "03", "06").without("last_used"));
+    db.add(seed(5, "01", "01").without("updated_at"));
     let before = db.snapshot();
     let outcome = Run::new(&db, &api).arg("--self-test").go().expect(0);
     let after = db.snapshot();
@@ -131,27 +126,24 @@ fn golden_self_test_refreshes_the_most_recently_updated_token() {
 #[test]
 fn self_test_reports_each_failure_and_deletes_nothing() {
     const FOUR: [&str; 4] = ["数据库连接", "Token 存在性", "单个 Token 刷新", "清理功能"];
-    let api = Stub::by_label();
     // The token's label, flags, which checks pass, another line.
     let table = [
-        ("invalid", "", [true, true, false, true], "'card' Token 已失效: invalid access_token"),
-        ("busy", "--retries=0", [true, true, false, true], "'card' 刷新失败: 系统繁忙"),
-        ("down", "--retries=0", [true, true, false, true], "'card' 刷新失败: "),
+        ("invalid", "", [true, true, false, true], "'invalid' Token 已失效: invalid access_token"),
+        ("busy", "--retries=0", [true, true, false, true], "'busy' 刷新失败: 系统繁忙"),
+        ("down", "--retries=0", [true, true, false, true], "'down' 刷新失败: "),
         ("valid", "--dry-run", [true; 4], "试运行"),
         ("invalid", "--cleanup-days=39", [true, true, false, true], "📊 发现 1 个 39 天未使用的 Token"),
         ("", "", [true, false, false, true], "📊 数据库中有 0 个 Token"),
         ("no database", "", [false; 4], "[ERROR] ❌ "),
     ];
     for (label, flags, passes, line) in table {
-        let db = Mongod::shared().fresh_db();
+        let (db, api) = world();
         if !label.is_empty() {
-            db.add(Seed::new(&unique_token(label)).card(db.add_card("card")).last_used_days_ago(40.0));
+            db.add_used(label, 40.0);
         }
         let before = db.snapshot();
-        let mut run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace());
-        if label == "no database" {
-            run = run.env("MONGODB_URI", format!("mongodb://{}/", dead()));
-        }
+        let gone = (label == "no database").then(|| ("MONGODB_URI", format!("mongodb://{}/", dead())));
+        let run = Run::new(&db, &api).arg("--self-test").args(flags.split_whitespace()).envs(gone);
         let log = run.go().expect(i32::from(passes != [true; 4])).log();
         assert!(log.contains(line), "{label} {flags:?}: {log}");
         for (name, passes) in FOUR.iter().zip(passes) {

@@ -1,11 +1,8 @@
 //! A reset is one, a loss and a leak are noticed, nothing outlives a test: what builds on these would
 //! prove nothing otherwise. All else that the stub can do shows in what `faults` makes of it.
 
-use crate::support::{Mongod, Outcome, Reply, Run, Stub, await_true, command, valid_tokens};
-use mongodb::bson::doc;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use crate::prelude::*;
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Stdio;
 
 #[test]

@@ -66,6 +66,10 @@ impl Run {
         self
     }
 
+    pub fn envs<'a, V: Into<OsString>>(self, vars: impl IntoIterator<Item = (&'a str, V)>) -> Self {
+        vars.into_iter().fold(self, |run, (name, value)| run.env(name, value))
+    }
+
     pub fn env_remove(mut self, name: &str) -> Self {
         self.env.remove(name);
         self

@@ -1,11 +1,8 @@
 //! A whole machine of a test's own: this one's files beneath, and what is written on top of them in
 //! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
 
-use super::path;
-use super::support::{Live, Outcome, PATIENCE, Run, Stub, TestDb, await_true, binary, command, scratch_dir};
-use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use super::{chat, path};
+use crate::prelude::*;
 use std::process::{Child, Stdio};
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";
@@ -16,6 +13,9 @@ pub const NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 const KEY: &str = "5ecretKey";
 
 pub struct Machine {
+    pub db: TestDb,
+    pub api: Stub,
+    pub chat: Stub,
     /// Holds the mounts; they go with it.
     holder: Child,
     /// The machine's root as its holder sees it.
@@ -44,6 +44,7 @@ const MOUNT: &str = r#"
     exec sleep 100000"#;
 
 impl Machine {
+    /// With what its operator is to enter at hand: a database, an API that answers by label, a robot.
     /// `None`, said on the terminal, where such mounts are not permitted; in continuous integration
     /// they must be.
     pub fn new() -> Option<Self> {
@@ -60,17 +61,17 @@ impl Machine {
             let _ = holder.wait();
             return None;
         }
-        Some(Self { holder, mount: dir.join("root"), booted: None })
-    }
-
-    /// Installed as the README says, on this database, API and chat robot.
-    pub fn installed(db: &TestDb, api: &Stub, chat: &Stub) -> Option<Self> {
-        let machine = Self::new()?;
-        machine.answers(db, api, chat);
-        machine.install();
+        let ((db, api), chat) = (world(), chat());
+        let machine = Self { db, api, chat, holder, mount: dir.join("root"), booted: None };
+        machine.write("/root/answers/mongodb_uri", &machine.db.uri);
+        machine.write("/root/answers/webhook_url", &format!("http://{}/{KEY}\n", machine.chat.address()));
+        let settings = format!("# 设置\nTZ=\"Asia/Shanghai\"\nMONGODB_DB_NAME={}\n", machine.db.name);
+        let api_base = format!("BAOMING_API_BASE={}\n", machine.api.base());
+        machine.write("/root/answers/settings.conf", &(settings + &api_base));
         Some(machine)
     }
 
+    /// As the README says.
     pub fn install(&self) {
         self.must("cd /root/src && scripts/install.sh target/static/refresh_baoming_tokens");
         self.must(&format!(
@@ -78,12 +79,8 @@ impl Machine {
         ));
     }
 
-    /// What its operator enters into each file.
-    pub fn answers(&self, db: &TestDb, api: &Stub, chat: &Stub) {
-        self.write("/root/answers/mongodb_uri", &db.uri);
-        self.write("/root/answers/webhook_url", &format!("http://{}/{KEY}\n", chat.address()));
-        let settings = format!("# 设置\nTZ=\"Asia/Shanghai\"\nMONGODB_DB_NAME={}\n", db.name);
-        self.write("/root/answers/settings.conf", &format!("{settings}BAOMING_API_BASE={}\n", api.base()));
+    pub fn installed() -> Option<Self> {
+        Self::new().inspect(Self::install)
     }
 
     /// A file of the machine, as this process reaches it.

@@ -1,6 +1,7 @@
 //! What operators touch around the binary: the scripts, the units and the files for cron and
 //! logrotate are run for real, or judged by the tools that read them on a server.
 
+use crate::prelude::*;
 use crate::support;
 
 mod install;
@@ -13,11 +14,7 @@ mod schedules;
 mod sharded;
 mod units;
 
-use crate::support::{Mongod, Reply, Request, Run, Stub, TestDb, command, scratch_dir};
 use std::ffi::OsString;
-use std::io::Write;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
 
@@ -74,11 +71,6 @@ fn assert_one_line(said: &str, start: &str) {
     assert!(said.starts_with(start) && said.lines().count() == 1, "not one line {start:?}…: {said:?}");
 }
 
-/// A database, and an API that answers by what the token is called.
-fn world() -> (TestDb, Stub) {
-    (Mongod::shared().fresh_db(), Stub::by_label())
-}
-
 /// One of our scripts, in the environment of a run.
 fn run_script(name: &str, db: &TestDb, api: &Stub) -> Run {
     let mut path = OsString::from(support::binary().parent().expect("a folder"));
@@ -103,4 +95,52 @@ fn text_of(request: &Request) -> String {
 /// All that it posted so far.
 fn messages(chat: &Stub) -> Vec<String> {
     chat.recorded().iter().map(|request| text_of(request)).collect()
+}
+
+#[test]
+fn what_a_script_cannot_do_is_one_clear_line_and_touches_nothing() {
+    let (db, api) = world();
+    let folder = scratch_dir();
+    let foreign = file("foreign", "no program of this machine", 0o755);
+    let [foreign, touched] = [foreign, folder.join("touched")].map(|path| path.display().to_string());
+    let bare = tools(&["sh", "dirname", "id"]);
+    let of = |name: &str, args: &str| {
+        let run = run_script(name, &db, &api).env("DESTDIR", &folder).env("TMPDIR", &folder);
+        run.args(args.replace("TOUCH", &format!("touch {touched}")).split_whitespace())
+    };
+    let install = |args: &str| of("install.sh", args);
+    let notify = |args: &str| (of("notify.sh", args), 2, "notify.sh: ");
+    let sharded = |args: &str, line| (of("refresh_sharded.sh", args), 2, line);
+    for (run, code, line) in [
+        (install("/nonexistent/binary"), 1, "install.sh: 程序 /nonexistent/binary 不存在"),
+        (install(&foreign), 1, "install.sh: 程序 "),
+        (install("--purge"), 2, "install.sh: 未知参数"),
+        (install(""), 2, "install.sh: 需要程序文件"),
+        (install("a b"), 2, "install.sh: 需要程序文件"),
+        (install("a").env("PATH", bare), 1, "install.sh: 没有安装 jq"),
+        notify(""),
+        notify("-x file TOUCH"),
+        notify("file"),
+        notify("http://a TOUCH"),
+        notify("-a https://a/b TOUCH"),
+        sharded("0", "refresh_sharded.sh: 需要进程数"),
+        sharded("x", "refresh_sharded.sh: 需要进程数"),
+        sharded("1000", "refresh_sharded.sh: 需要进程数"),
+        sharded("2 --scheduler", "refresh_sharded.sh: --scheduler、--card、"),
+        sharded("2 --log-file=x", "refresh_sharded.sh: --scheduler、--card、"),
+        sharded("2 --metrics-file x", "refresh_sharded.sh: --scheduler、--card、"),
+        sharded("2 --card x", "refresh_sharded.sh: --scheduler、--card、"),
+        sharded("2 --shard 1/2", "refresh_baoming_tokens: --shard 重复"),
+        sharded("2 --json --json", "refresh_baoming_tokens: --json 重复"),
+        sharded("2 --dry-runn", "refresh_baoming_tokens: "),
+        sharded("2 --self-test", "refresh_baoming_tokens: "),
+        sharded("2 --version", "refresh_baoming_tokens: "),
+        // What only a process itself can tell is the same for all.
+        (of("refresh_sharded.sh", "3 --json").env_remove("MONGODB_URI"), 2, "refresh_baoming_tokens: "),
+    ] {
+        let outcome = run.go().expect(code);
+        assert_one_line(&outcome.stderr, line);
+        assert_eq!((outcome.stdout.as_str(), api.requests()), ("", 0), "{outcome:?}");
+        assert_eq!(fs::read_dir(&folder).expect("folder").count(), 0, "{outcome:?}");
+    }
 }

@@ -1,12 +1,8 @@
 //! `monitor_refresh.sh` on metrics files, with every kind of awk and shell it may meet.
 
-use super::support::{Outcome, Run, file, scratch_dir};
 use super::{assert_one_line, checker, find, path, script, tools};
+use crate::prelude::*;
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
-use std::time::SystemTime;
 
 /// The shell and search path of GNU/Linux, of the BSDs (by the awk they have), and of Alpine
 /// (nothing but busybox).
@@ -33,21 +29,20 @@ fn userlands() -> Vec<(PathBuf, OsString)> {
     found
 }
 
-fn monitor((shell, path): &(PathBuf, OsString), args: &[&str]) -> Outcome {
-    Run::bare().program(shell).arg(script("monitor_refresh.sh")).args(args).env("PATH", path).go()
+fn monitor((shell, path): &(PathBuf, OsString), file: &Path, limit: &str) -> Outcome {
+    let run = Run::bare().program(shell).env("PATH", path).arg(script("monitor_refresh.sh"));
+    run.arg(file).args(limit.split_whitespace()).go()
 }
 
 /// A metrics file of a run with this exit code and these counts that ended some hours ago.
 fn metrics(exit_code: i32, counts: &[(&str, u32)], hours_ago: f64) -> String {
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs_f64();
     let sample = |name: &str, value| format!("baoming_refresh_{name}schedule=\"all\"}} {value:.0}\n");
-    let counts =
-        counts.iter().map(|(result, n)| sample(&format!("tokens{{result=\"{result}\","), f64::from(*n)));
-    let ended = sample("last_completion_timestamp_seconds{", now - hours_ago * 3600.0);
-    "# HELP baoming_refresh_tokens Tokens.\n".to_owned()
-        + &counts.collect::<String>()
-        + &ended
-        + &sample("exit_code{", exit_code.into())
+    let tokens = |(result, n): &(&str, u32)| sample(&format!("tokens{{result=\"{result}\","), (*n).into());
+    let mut text = "# HELP baoming_refresh_tokens Tokens.\n".to_owned();
+    text.extend(counts.iter().map(tokens));
+    text += &sample("last_completion_timestamp_seconds{", now - hours_ago * 3600.0);
+    text + &sample("exit_code{", exit_code.into())
 }
 
 #[test]
@@ -72,14 +67,14 @@ fn each_state_has_its_own_word_and_code() {
             ("hello \u{1b} 3\n".to_owned(), 3, "UNKNOWN 未知: all "),
         ] {
             let file = file("all.prom", content, 0o644);
-            let outcome = monitor(&userland, &[file.to_str().expect("UTF-8")]).expect(code);
+            let outcome = monitor(&userland, &file, "").expect(code);
             assert_one_line(&outcome.stdout, line);
             assert_eq!(outcome.stderr, "", "{userland:?}");
         }
         // Unreadable is not missing. Root reads everything; a folder nobody can read as a file.
         let folder = scratch_dir().join("all.prom");
         for word in ["(missing)", "(unreadable)"] {
-            let outcome = monitor(&userland, &[folder.to_str().expect("UTF-8")]).expect(3);
+            let outcome = monitor(&userland, &folder, "").expect(3);
             assert_one_line(&outcome.stdout, "UNKNOWN 未知: all ");
             assert!(outcome.stdout.contains(word), "{outcome:?}");
             let _ = fs::create_dir(&folder);
@@ -88,7 +83,7 @@ fn each_state_has_its_own_word_and_code() {
         let file = file("all.prom", metrics(0, &[], 20.0), 0o644);
         for (limits, code) in [("0 0.0 -1 1.2.3 . 8h", 3), ("19.5 7", 2), ("20.5 200", 0)] {
             for limit in limits.split(' ') {
-                let outcome = monitor(&userland, &[file.to_str().expect("UTF-8"), limit]).expect(code);
+                let outcome = monitor(&userland, &file, limit).expect(code);
                 assert_eq!(outcome.stdout.lines().count(), 1, "{limit}: {outcome:?}");
             }
         }

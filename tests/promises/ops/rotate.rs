@@ -1,12 +1,9 @@
 //! A real logrotate on the log of a live scheduler.
 
-use super::install::install;
-use super::support::{PATIENCE, Reply, Signal, Stub, binary, command, file, scratch_dir};
-use super::{checker, must_pass, run_script, world};
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use super::install::installed;
+use super::{checker, must_pass, run_script};
+use crate::prelude::*;
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
 
 const ROTATIONS: usize = 5;
 const TOKENS: u32 = 600;
@@ -15,8 +12,7 @@ const TOKENS: u32 = 600;
 fn no_line_of_a_live_scheduler_is_lost() {
     let Some(_) = checker("logrotate") else { return };
     let (db, _) = world();
-    let root = scratch_dir();
-    install(&root, &binary());
+    let (root, _) = installed();
     db.add_tokens("good", TOKENS);
     // A rotation begins here and there in the run, which goes on meanwhile.
     let (due, rotations) = mpsc::channel();
@@ -56,5 +52,5 @@ fn no_line_of_a_live_scheduler_is_lost() {
     assert!(texts.iter().all(|text| !text.is_empty()), "a rotation found nothing new");
     // Standard output carries the same lines and is never rotated.
     assert!(texts.concat() == outcome.stdout, "lines were lost, doubled or moved by the rotation");
-    assert_eq!(fs::metadata(&log).expect("log").permissions().mode() & 0o777, 0o600);
+    assert_eq!(mode(&log), 0o600);
 }

@@ -1,41 +1,50 @@
 //! Cron and systemd on an installed machine, and what they do when something is amiss.
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
-use super::support::{Reply, Run, Seed, Signal, Stub, TestDb, await_true, dead, unique_token};
-use super::{chat, checker, messages, path, world};
+use super::{checker, messages, path};
+use crate::prelude::*;
 use std::thread;
-use std::time::{Duration, Instant};
 
 const NAME: &str = "refresh_baoming_tokens";
+const PROGRAM: &str = "/usr/local/bin/refresh_baoming_tokens";
 const STATE: &str = "/var/lib/refresh_baoming_tokens";
 
 /// Tokens used lately, not so lately and not for long; the last one gets no answer.
 fn three_ages(db: &TestDb) -> [mongodb::bson::oid::ObjectId; 3] {
-    [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)]
-        .map(|(label, days)| db.add(Seed::new(&unique_token(label)).last_used_days_ago(days)))
+    [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)].map(|(label, days)| db.add_used(label, days))
+}
+
+/// What is posted while this runs on a machine on which that was spoiled before; then it is mended.
+fn posted(machine: &Machine, spoil: &str, run: impl FnOnce()) -> Vec<String> {
+    let count = messages(&machine.chat).len();
+    machine.must(&format!("cp -a {ETC} /root/etc; cp {PROGRAM} /root/bin"));
+    machine.must(&format!("ETC={ETC} STATE={STATE} LOG={LOG} PROGRAM={PROGRAM}; {spoil}"));
+    run();
+    machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}; mkdir -p {STATE}; mv /root/bin {PROGRAM}"));
+    messages(&machine.chat).split_off(count)
 }
 
 #[test]
 fn each_schedule_does_its_job() {
-    let (db, api) = world();
-    let chat = chat();
-    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
-    let ids = three_ages(&db);
+    let Some(machine) = Machine::installed() else { return };
+    let db = &machine.db;
+    let ids = three_ages(db);
     let last_used = |id| db.token(id).map(|token| token.get_datetime("last_used").copied().expect("a date"));
-    for (schedule, code, refreshed, posted) in [
+    for (schedule, code, refreshed, text) in [
         ("active", 0, 1, ""),
         ("all", 3, 2, "[all] ⚠️ 退出码 3: 部分 Token 失败，已保留\n总计 3, 成功 2, 失败 1\n原因: "),
         ("cleanup", 3, 2, "清理 1\n"),
     ] {
-        let (dates, told) = (ids.map(last_used), messages(&chat).len());
-        let outcome = machine.sh(&format!("baoming run {schedule}")).go().expect(code);
-        assert_eq!(outcome.log(), "", "{schedule}: cron would mail it");
+        let dates = ids.map(last_used);
+        let new = posted(&machine, "true", || {
+            let outcome = machine.sh(&format!("baoming run {schedule}")).go().expect(code);
+            assert_eq!(outcome.log(), "", "{schedule}: cron would mail it");
+        });
         let moved =
             ids.iter().zip(dates).filter(|&(&id, date)| last_used(id).is_some_and(|now| Some(now) > date));
         assert_eq!(moved.count(), refreshed, "{schedule}");
-        let new = messages(&chat).split_off(told);
-        assert_eq!(new.len(), usize::from(!posted.is_empty()), "{schedule}: {new:?}");
-        assert!(new.iter().all(|text| text.contains(posted)), "{schedule}: {new:?}");
+        assert_eq!(new.len(), usize::from(!text.is_empty()), "{schedule}: {new:?}");
+        assert!(new.iter().all(|message| message.contains(text)), "{schedule}: {new:?}");
         assert!(machine.read(LOG).contains("🎉 刷新完成"), "{schedule}");
     }
     assert!(db.token(ids[2]).is_none());
@@ -50,9 +59,8 @@ fn get(port: u16, page: &str) -> String {
 
 #[test]
 fn one_of_three_schedules_fails_and_monitor_and_live_alerts_name_it() {
-    let (db, api) = world();
-    let Some(machine) = Machine::installed(&db, &api, &chat()) else { return };
-    db.add_token("good");
+    let Some(machine) = Machine::installed() else { return };
+    machine.db.add_token("good");
     for schedule in SCHEDULES {
         machine.must(&format!("baoming run {schedule}"));
     }
@@ -108,11 +116,8 @@ fn one_of_three_schedules_fails_and_monitor_and_live_alerts_name_it() {
 
 #[test]
 fn what_keeps_a_schedule_from_running_is_posted_with_its_cause() {
-    let (db, api) = world();
-    db.add_token("good");
-    let chat = chat();
-    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
-    let program = "/usr/local/bin/refresh_baoming_tokens";
+    let Some(machine) = Machine::installed() else { return };
+    machine.db.add_token("good");
     for (spoil, code, cause) in [
         ("echo OPTIONS=--crad >$ETC/all.conf", 2, "--crad"),
         ("rm $ETC/all.conf", 2, "all.conf"),
@@ -125,28 +130,23 @@ fn what_keeps_a_schedule_from_running_is_posted_with_its_cause() {
         ("printf 'kill -9 $$' >$PROGRAM", 137, "被信号 9 杀死"),
         ("rm -r $STATE", 2, STATE),
     ] {
-        let count = messages(&chat).len();
-        machine.must(&format!("cp -a {ETC} /root/etc; cp {program} /root/bin"));
-        machine.must(&format!("ETC={ETC} STATE={STATE} PROGRAM={program}; {spoil}"));
-        machine.sh("baoming run all").go().expect(code);
-        let status = machine.sh("baoming status").go().stdout;
-        let is_told = status.contains(&format!("all 失败: 退出码 {code} "));
-        assert!(is_told || spoil == "rm -r $STATE", "{spoil}: {status}");
-        let new = messages(&chat).split_off(count);
+        let new = posted(&machine, spoil, || {
+            machine.sh("baoming run all").go().expect(code);
+            let status = machine.sh("baoming status").go().stdout;
+            let is_told = status.contains(&format!("all 失败: 退出码 {code} "));
+            assert!(is_told || spoil == "rm -r $STATE", "{spoil}: {status}");
+        });
         let said =
             new.iter().all(|text| text.contains(&format!("[all] ❌ 退出码 {code}")) && text.contains(cause));
         assert!(new.len() == 1 && said, "{spoil}: {new:?}");
-        machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}; mkdir -p {STATE}; mv /root/bin {program}"));
     }
     machine.must("baoming run all");
 }
 
 #[test]
 fn no_two_schedules_overlap() {
-    let (db, _) = world();
-    db.add_token("good");
-    let api = Stub::start(|_| Reply::valid().after(Duration::from_millis(300)));
-    let Some(machine) = Machine::installed(&db, &api, &chat()) else { return };
+    let Some(machine) = Machine::installed() else { return };
+    machine.db.add_token("slow");
     let start = |n: usize| machine.sh(&format!("baoming run {}", SCHEDULES[n % 3])).start();
     for run in (0..4).map(start).collect::<Vec<_>>() {
         run.wait().expect(0);
@@ -157,10 +157,10 @@ fn no_two_schedules_overlap() {
 }
 
 /// Uninstalls what fires at least once a minute; then nothing fires for two.
-fn assert_silent_after_uninstall(machine: &Machine, api: &Stub, chat: &Stub, edited: &str) {
+fn assert_silent_after_uninstall(machine: &Machine, edited: &str) {
     let said = machine.must("/root/src/scripts/install.sh --uninstall").stdout;
     assert!(said.contains(&format!("已停用 switched off {edited}")), "{said}");
-    let state = || (machine.read(LOG), chat.requests(), api.requests());
+    let state = || (machine.read(LOG), machine.chat.requests(), machine.api.requests());
     let before = state();
     thread::sleep(Duration::from_secs(122));
     assert_eq!(state(), before, "something still fires");
@@ -169,10 +169,8 @@ fn assert_silent_after_uninstall(machine: &Machine, api: &Stub, chat: &Stub, edi
 #[test]
 fn a_real_cron_runs_the_lines_and_nothing_after_the_uninstall() {
     let Some(_) = checker("cron") else { return };
-    let (db, api) = world();
-    db.add_tokens("good", 2);
-    let chat = chat();
-    let Some(machine) = Machine::installed(&db, &api, &chat) else { return };
+    let Some(machine) = Machine::installed() else { return };
+    machine.db.add_tokens("good", 2);
     // Switched on and edited: every minute, and one that cannot run.
     let file = format!("/etc/cron.d/{NAME}");
     let edited =
@@ -185,32 +183,29 @@ fn a_real_cron_runs_the_lines_and_nothing_after_the_uninstall() {
     ));
     let cron = machine.sh("exec cron -f").limit(Duration::from_secs(400)).start();
     let began = Instant::now();
-    while !(machine.read(LOG).contains("🎉 刷新完成") && chat.requests() > 0) {
+    while !(machine.read(LOG).contains("🎉 刷新完成") && machine.chat.requests() > 0) {
         assert!(began.elapsed() < Duration::from_secs(150), "cron ran nothing: {:?}", machine.read(LOG));
         thread::sleep(Duration::from_millis(200));
     }
-    for text in messages(&chat) {
+    for text in messages(&machine.chat) {
         assert!(text.contains("[active] ❌ 退出码 2") && text.contains("--crad"), "{text}");
     }
-    assert_silent_after_uninstall(&machine, &api, &chat, &file);
+    assert_silent_after_uninstall(&machine, &file);
     assert!(machine.read(&format!("{ETC}/kept/cron.d-{NAME}")) == edited);
     cron.signal(Signal::TERM);
 }
 
 #[test]
 fn a_booted_systemd_runs_the_units_and_nothing_after_the_uninstall() {
-    let (db, api) = world();
-    three_ages(&db);
-    let chat = chat();
     let Some(mut machine) = Machine::new() else { return };
-    machine.answers(&db, &api, &chat);
+    three_ages(&machine.db);
     if !machine.boot() {
         return;
     }
     machine.install();
     machine
         .must(&format!("systemctl enable --now {NAME}@active.timer {NAME}@all.timer {NAME}@cleanup.timer"));
-    for (spoil, schedule, posted) in [
+    for (spoil, schedule, parts) in [
         ("true", "active", [""; 2]),
         ("true", "all", ["[all] ⚠️ 退出码 3", "失败 1"]),
         ("echo OPTIONS=--crad >$ETC/all.conf", "all", ["[all] ❌ 退出码 2", "--crad"]),
@@ -221,19 +216,18 @@ fn a_booted_systemd_runs_the_units_and_nothing_after_the_uninstall() {
         ("rm $ETC/webhook_url", "active", [""; 2]),
         ("rm $LOG; baoming run active", "active", [""; 2]),
     ] {
-        let (count, fails) = (messages(&chat).len(), !posted[0].is_empty());
-        machine.must(&format!("cp -a {ETC} /root/etc; ETC={ETC} LOG={LOG}; {spoil}"));
-        let started = machine.sh(&format!("systemctl start {NAME}@{schedule}")).go();
-        assert_eq!(started.code == Some(0), !fails, "{spoil}: {started:?}");
-        // Whatever OnFailure= started has ended.
-        await_true("the failure is told", || {
-            let state = machine.sh(&format!("systemctl is-active {NAME}-failed@{schedule}")).go().stdout;
-            state == "inactive\n" && (!fails || messages(&chat).len() > count)
+        let (count, fails) = (messages(&machine.chat).len(), !parts[0].is_empty());
+        let new = posted(&machine, spoil, || {
+            let started = machine.sh(&format!("systemctl start {NAME}@{schedule}")).go();
+            assert_eq!(started.code == Some(0), !fails, "{spoil}: {started:?}");
+            // Whatever OnFailure= started has ended.
+            await_true("the failure is told", || {
+                let state = machine.sh(&format!("systemctl is-active {NAME}-failed@{schedule}")).go().stdout;
+                state == "inactive\n" && (!fails || messages(&machine.chat).len() > count)
+            });
         });
-        let new = messages(&chat).split_off(count);
         assert_eq!(new.len(), usize::from(fails), "{spoil}: {new:?}");
-        assert!(new.iter().all(|text| posted.iter().all(|part| text.contains(part))), "{spoil}: {new:?}");
-        machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}"));
+        assert!(new.iter().all(|text| parts.iter().all(|part| text.contains(part))), "{spoil}: {new:?}");
     }
     // Any user can read how it went; the log stays private.
     // What never got as far as a report does not look like the run before.
@@ -253,9 +247,9 @@ fn a_booted_systemd_runs_the_units_and_nothing_after_the_uninstall() {
         "sed -i 's/^OnCalendar=.*/OnCalendar=*:*:0\\/10\\nAccuracySec=1s/; /^Randomized/d' {timer}
          systemctl daemon-reload; systemctl restart {NAME}@all.timer"
     ));
-    let before = api.requests();
-    await_true("the timer fires", || api.requests() > before);
-    assert_silent_after_uninstall(&machine, &api, &chat, &timer);
+    let before = machine.api.requests();
+    await_true("the timer fires", || machine.api.requests() > before);
+    assert_silent_after_uninstall(&machine, &timer);
     let left = format!("systemctl list-units --all --no-pager '{NAME}*'; find /etc/systemd -name '{NAME}*'");
     let left = machine.must(&left).stdout;
     assert!(!left.contains(&format!("{NAME}@")), "{left}");

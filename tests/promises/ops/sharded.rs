@@ -1,19 +1,13 @@
 //! `refresh_sharded.sh`: several processes that look like one run.
 
-use super::support::{
-    PATIENCE, Reply, Run, Seed, Signal, Stub, TestDb, binary, dead, scratch_dir, unique_token,
-};
-use super::{assert_one_line, run_script, script, world};
-use mongodb::bson::doc;
+use super::{must_pass, run_script, script};
+use crate::prelude::*;
 use rustix::process::{Pid, kill_process, kill_process_group};
-use std::fs;
-use std::path::Path;
 use std::sync::{Mutex, mpsc};
 
 /// Without pauses between tokens, and with a folder of its own for what is temporary.
 fn sharded(db: &TestDb, api: &Stub, tmp: &Path, args: &[&str]) -> Run {
-    let run = run_script("refresh_sharded.sh", db, api).env("TMPDIR", tmp);
-    run.args(args).args(["--delay-ms", "0"])
+    run_script("refresh_sharded.sh", db, api).env("TMPDIR", tmp).args(args).args(["--delay-ms", "0"])
 }
 
 #[track_caller]
@@ -23,7 +17,7 @@ fn assert_empty(tmp: &Path) {
 }
 
 #[test]
-fn it_looks_like_one_run() {
+fn its_log_is_that_of_one_run() {
     let (db, api) = world();
     db.add_tokens("good", 20);
     db.add_tokens("busy", 5);
@@ -40,112 +34,64 @@ fn it_looks_like_one_run() {
         assert!(outcome.stdout.contains(&format!("[INFO] ({k}/4) 🎉 刷新完成\n")), "{}", outcome.stdout);
     }
     assert!(outcome.stdout.lines().all(|line| line.starts_with("20") && line[19..].starts_with(" [")));
-    assert_empty(&tmp);
-    db.assert_none_lost();
-}
-
-#[test]
-fn its_json_is_that_of_one_run() {
-    let (db, api) = world();
-    db.add_tokens("good", 20);
-    db.add(Seed::new(&unique_token("busy")).last_used_days_ago(41.0));
-    let tmp = scratch_dir();
-    let args = ["--cleanup-days", "30", "--dry-run", "--json"];
-    let single = run_script("-", &db, &api).program(binary()).args(args).args(["--delay-ms", "0"]).go();
-    let outcome = sharded(&db, &api, &tmp, &["3"]).args(args).go().expect(3);
-    let [single, combined] = [single.expect(3).json(), outcome.json()].map(|mut json| {
-        assert!(json["started_at"].is_string() && json["duration_seconds"].is_f64(), "{json}");
-        json["started_at"].take();
-        json["duration_seconds"].take();
-        json
-    });
-    assert_eq!(combined, single);
-    assert!(outcome.stderr.contains("📊 刷新统计:"));
-    assert_eq!(sharded(&db, &api, &tmp, &["3", "-q", "--dry-run"]).go().code, Some(3));
+    let quiet = || sharded(&db, &api, &tmp, &["3", "-q", "--dry-run"]).go();
+    quiet().expect(3);
     db.tokens().delete_many(doc! { "access_token": { "$regex": "busy" } }).run().expect("removal");
-    assert_eq!(sharded(&db, &api, &tmp, &["3", "-q", "--dry-run"]).go().expect(0).log(), "");
+    assert_eq!(quiet().expect(0).log(), "");
     assert_empty(&tmp);
 }
 
 #[test]
-fn the_gravest_exit_code_counts() {
+fn its_json_is_that_of_one_run_and_the_gravest_exit_code_counts() {
     let no_api = ("BAOMING_API_BASE", format!("http://{}/xcx", dead()));
     let no_database = ("MONGODB_URI", format!("mongodb://{}/", dead()));
-    for (labels, args, env, code, stopped) in [
-        ("good good good good".to_owned(), "", None, 0, None),
+    // Tokens, flags, a variable, exit code, why it stopped; success, failed, withheld, cleaned. In a dry run nothing
+    // but `dry_run` differs.
+    let rows = [
+        ("good ".repeat(4), "2", None, 0, None, [4, 0, 0, 0]),
         // So many that no process has only the one without an answer, which would be a dead API.
-        ("good ".repeat(15) + "busy", "", None, 3, None),
-        ("busy busy invalid good".to_owned(), "--max-delete 0", None, 25, Some("delete_limit")),
-        ("good good good good".to_owned(), "--retries 0", Some(no_api), 5, Some("api_unreachable")),
-        (String::new(), "", Some(no_database), 1, Some("database")),
-    ] {
+        ("good ".repeat(20) + "busy-unused", "3 --cleanup-days 30", None, 3, None, [20, 1, 0, 1]),
+        (
+            "busy busy invalid good".to_owned(),
+            "2 --max-delete 0",
+            None,
+            25,
+            Some("delete_limit"),
+            [1, 2, 1, 0],
+        ),
+        ("good ".repeat(4), "2 --retries 0", Some(no_api), 5, Some("api_unreachable"), [0, 4, 0, 0]),
+        (String::new(), "2", Some(no_database), 1, Some("database"), [0; 4]),
+    ];
+    for (labels, args, env, code, stopped, counts) in rows {
         let (db, api) = world();
         for label in labels.split_whitespace() {
-            db.add_token(label);
+            db.add_used(label, if label.contains("unused") { 41.0 } else { 1.0 });
         }
+        let counts: Vec<_> = ["success", "failed", "withheld", "cleaned"].into_iter().zip(counts).collect();
         let tmp = scratch_dir();
-        let mut run = sharded(&db, &api, &tmp, &["2", "--json"]).args(args.split_whitespace());
-        if let Some((name, value)) = env {
-            run = run.env(name, value);
+        for mode in [Some("--dry-run"), None] {
+            let args: Vec<&str> = args.split(' ').chain(mode).chain(["--json"]).collect();
+            let outcome = sharded(&db, &api, &tmp, &args).envs(env.clone()).go();
+            let expected = report(&db, code, stopped, &counts);
+            assert_report(&outcome, &if mode.is_some() { dry(expected) } else { expected });
+            let reason = &outcome.json()["failure_reason"];
+            assert!(code != 3 || reason == "系统繁忙，请稍后再试", "{reason}");
+            assert!(outcome.stderr.contains("📊 刷新统计:"), "{outcome:?}");
         }
-        let json = run.go().expect(code).json();
-        assert_eq!((json["exit_code"].as_i64(), json["stopped"].as_str()), (Some(code.into()), stopped));
         assert_empty(&tmp);
+        db.assert_none_lost();
     }
-}
-
-#[test]
-fn usage_errors_are_said_once() {
-    let (db, api) = world();
-    let tmp = scratch_dir();
-    for (args, line) in [
-        ("0", "refresh_sharded.sh: 需要进程数"),
-        ("x", "refresh_sharded.sh: 需要进程数"),
-        ("1000", "refresh_sharded.sh: 需要进程数"),
-        ("2 --scheduler", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --log-file=x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --metrics-file x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --card x", "refresh_sharded.sh: --scheduler、--card、"),
-        ("2 --shard 1/2", "refresh_baoming_tokens: --shard 重复"),
-        ("2 --json --json", "refresh_baoming_tokens: --json 重复"),
-        ("2 --dry-runn", "refresh_baoming_tokens: "),
-        ("2 --self-test", "refresh_baoming_tokens: "),
-        ("2 --version", "refresh_baoming_tokens: "),
-    ] {
-        let args: Vec<&str> = args.split(' ').collect();
-        let outcome = sharded(&db, &api, &tmp, &args).go().expect(2);
-        assert_one_line(&outcome.stderr, line);
-        assert_eq!(outcome.stdout, "", "{args:?}");
-    }
-    // What only a process itself can tell is the same for all.
-    let outcome = sharded(&db, &api, &tmp, &["3", "--json"]).env_remove("MONGODB_URI").go().expect(2);
-    assert_eq!(outcome.stderr.matches("refresh_baoming_tokens: ").count(), 1, "{outcome:?}");
-    assert_eq!((outcome.stdout.as_str(), api.requests()), ("", 0), "{outcome:?}");
-    assert_empty(&tmp);
-}
-
-/// Thirty tokens, and an API that answers nobody before it is told to.
-fn gated() -> (TestDb, Stub, mpsc::Sender<()>) {
-    let (db, _) = world();
-    db.add_tokens("good", 30);
-    let (open, gate) = mpsc::channel();
-    let gate = Mutex::new(gate);
-    let api = Stub::start(move |_| {
-        // Open for good, once the sender is gone.
-        let _ = gate.lock().expect("lock").recv_timeout(PATIENCE);
-        Reply::valid()
-    });
-    (db, api, open)
 }
 
 #[test]
 fn a_signal_stops_all_and_waits_for_them() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 143)] {
-        let (db, api, gate) = gated();
+        let (db, api) = world();
+        db.add_tokens("good", 30);
         let tmp = scratch_dir();
-        // A pause after each token, in which the signal finds its way through the script.
+        // After its first token each process waits a minute for the next.
         let run = run_script("refresh_sharded.sh", &db, &api).env("TMPDIR", &tmp);
-        let run = run.args(["3", "--json", "--delay-ms", "5000"]).start();
+        let run = run.args(["3", "--json", "--delay-ms", "60000"]).start();
         api.await_request(3);
         if signal == Signal::INT {
             // As Ctrl-C does: to all of the terminal's foreground.
@@ -153,7 +99,6 @@ fn a_signal_stops_all_and_waits_for_them() {
         } else {
             run.signal(signal);
         }
-        drop(gate);
         let outcome = run.wait().expect(code);
         let json = outcome.json();
         let told = ["total", "exit_code", "success"].map(|key| json[key].as_i64().expect("a number"));
@@ -168,20 +113,21 @@ fn a_signal_stops_all_and_waits_for_them() {
 
 #[test]
 fn a_process_that_dies_is_not_passed_over() {
-    let (db, api, gate) = gated();
+    let (db, _) = world();
+    db.add_tokens("good", 30);
+    let (gate, closed) = mpsc::channel::<()>();
+    let closed = Mutex::new(closed);
+    let api = Stub::start(move |_| {
+        // Nobody is answered before the sender is gone.
+        let _ = closed.lock().expect("lock").recv_timeout(PATIENCE);
+        Reply::valid()
+    });
     let tmp = scratch_dir();
     let run = sharded(&db, &api, &tmp, &["3", "--json"]).start();
     api.await_request(3);
-    // The one with this flag among the children of the script.
-    let victim = fs::read_dir("/proc").expect("/proc").find_map(|entry| {
-        let dir = entry.ok()?.path();
-        let is_second = fs::read_to_string(dir.join("cmdline")).ok()?.contains("\0--shard\x002/3\0");
-        let environment = fs::read_to_string(dir.join("environ")).ok()?;
-        let is_ours = environment.contains(&format!("TMPDIR={}\0", tmp.display()));
-        (is_second && is_ours).then(|| dir.file_name()?.to_str()?.parse().ok())?
-    });
-    let victim = Pid::from_raw(victim.expect("the second process")).expect("a process id");
-    kill_process(victim, Signal::KILL).expect("signal");
+    let second = ["-P", &run.pid().to_string(), "-f", "--", "--shard 2/3"];
+    let victim = must_pass(command("pgrep").args(second)).trim().parse().expect("the second process");
+    kill_process(Pid::from_raw(victim).expect("a process id"), Signal::KILL).expect("signal");
     drop(gate);
     let outcome = run.wait().expect(1);
     for line in ["[ERROR] ❌ 进程 2/3 没有报告结果 (退出码 137)", "⏹️ 刷新提前结束"] {

@@ -1,21 +1,14 @@
 //! What systemd and Prometheus themselves say of the units, timers and alert rules.
 
-use super::install::install;
-use super::support::{binary, scratch_dir};
+use super::install::installed;
 use super::{checker, must_pass, script};
-use std::fs;
-use std::path::PathBuf;
-
-fn units() -> PathBuf {
-    let root = scratch_dir();
-    install(&root, &binary());
-    root.join("etc/systemd/system")
-}
+use crate::prelude::*;
 
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
     let Some(mut verify) = checker("systemd-analyze") else { return };
-    let files = fs::read_dir(units()).expect("folder").map(|entry| entry.expect("entry").path());
+    let units = installed().0.join("etc/systemd/system");
+    let files = fs::read_dir(units).expect("folder").map(|entry| entry.expect("entry").path());
     let files: Vec<PathBuf> = files.collect();
     for file in &files {
         let unit = fs::read_to_string(file).expect("unit");
@@ -24,11 +17,8 @@ fn systemd_finds_no_fault_with_the_units() {
     }
     assert_eq!(must_pass(verify.arg("verify").args(files)), "");
     let mut security = checker("systemd-analyze").expect("as above");
-    must_pass(
-        security
-            .args(["security", "--offline=true", "--threshold=20"])
-            .arg(script("systemd/refresh_baoming_tokens@.service")),
-    );
+    security.args(["security", "--offline=true", "--threshold=20"]);
+    must_pass(security.arg(script("systemd/refresh_baoming_tokens@.service")));
 }
 
 #[test]
@@ -36,7 +26,7 @@ fn timers_follow_the_zone_of_the_settings_and_cron_lines_mean_the_same_times() {
     let cron = fs::read_to_string(script("cron/refresh_baoming_tokens")).expect("cron file");
     let cron = cron.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     let cron: Vec<String> = cron.collect();
-    let units = units();
+    let units = installed().0.join("etc/systemd/system");
     for (schedule, due, on_calendar) in [
         ("active", "#0 */6 * * *", "*-*-* 00/6:00:00"),
         ("all", "#0 2 * * *", "*-*-* 02:00:00"),
