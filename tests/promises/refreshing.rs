@@ -258,6 +258,10 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
         assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
     }
+    let run = Run::new(&db, &api).env("BAOMING_API_BASE", "https://other.example/xcx").arg("--retries=0");
+    let gone = dead();
+    let outcome = run.env("HTTPS_PROXY", format!("http://{gone}")).go().expect(5);
+    assert!(outcome.stdout.contains(&format!(" (经代理 {gone})")), "the proxy is the cause: {outcome:?}");
     // A loopback API, under any name, goes past any proxy.
     let port = plain.address().port();
     for base in [format!("http://localhost:{port}/xcx/"), format!("HTTP://127.0.0.1:{port}/xcx")] {

@@ -114,6 +114,7 @@ fn what_a_script_cannot_do_is_one_clear_line_and_touches_nothing() {
     for (run, code, line) in [
         (install("/nonexistent/binary"), 1, "install.sh: 程序 /nonexistent/binary 不存在"),
         (install(&foreign), 1, "install.sh: 程序 "),
+        (install("/bin/true"), 1, "install.sh: 程序 /bin/true 不存在，不是 refresh_baoming_tokens"),
         (install("--purge"), 2, "install.sh: 未知参数"),
         (install(""), 2, "install.sh: 需要程序文件"),
         (install("a b"), 2, "install.sh: 需要程序文件"),

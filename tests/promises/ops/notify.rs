@@ -98,6 +98,7 @@ fn it_posts_what_needs_attention_and_passes_the_exit_code_on() {
         (failing(9, 1), "", 3, "部分 Token 失败"),
         (report(json!({ "deleted": 2 })), "", 0, "⚠️ 完成，有删除\n总计 10, 成功 10, 删除 2"),
         (report(json!({ "cleaned": 2 })), "", 0, "清理 2"),
+        (report(json!({ "failed": 1, "deleted": 1, "exit_code": 3 })), "", 3, "--restore-hours"),
         (report(json!({ "skipped": 2 })), "", 0, ""),
         (report(json!({ "withheld": 30, "exit_code": 25 })), "", 25, "--max-delete"),
         (report(json!({ "stopped": "database", "exit_code": 1 })), "", 1, "数据库或文件故障"),

@@ -3,6 +3,7 @@
 use super::install::installed;
 use super::{checker, must_pass, run_script};
 use crate::prelude::*;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::sync::{Mutex, mpsc};
 
 const ROTATIONS: usize = 5;
@@ -30,6 +31,11 @@ fn no_line_of_a_live_scheduler_is_lost() {
     // A server's own defaults do not get in the way.
     let config = file("logrotate.conf", format!("create\ndateext\ncompress\n{shipped}"), 0o644);
 
+    // What root opens anew belongs to whom it belonged before.
+    fs::write(&log, "").expect("log");
+    let _ = chown(&log, Some(65_534), Some(65_534));
+    let owner = fs::metadata(&log).expect("log").uid();
+
     let scheduler = run_script("-", &db, &api).program(binary()).args(["--delay-ms", "0", "--scheduler"]);
     let scheduler = scheduler.args(["--run-immediately", "--interval", "6", "--log-file"]).arg(&log).start();
     for _ in 0..ROTATIONS {
@@ -53,4 +59,5 @@ fn no_line_of_a_live_scheduler_is_lost() {
     // Standard output carries the same lines and is never rotated.
     assert!(texts.concat() == outcome.stdout, "lines were lost, doubled or moved by the rotation");
     assert_eq!(mode(&log), 0o600);
+    assert_eq!(fs::metadata(&log).expect("log").uid(), owner);
 }
