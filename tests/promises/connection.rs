@@ -3,8 +3,8 @@
 
 use crate::faults::{assert_report, each, report};
 use crate::support::{
-    Certificate, Mongod, ReplicaSet, Reply, Run, Seed, Stub, Total, Wire, await_true, count, dead, file,
-    scratch_dir, serve, tls, unique_token, unresponsive, valid_tokens,
+    Certificate, Mongod, ReplicaSet, Reply, Run, Seed, Server, Stub, Total, Wire, await_true, count, dead,
+    file, scratch_dir, tls, unique_token, unresponsive, valid_tokens,
 };
 use mongodb::bson::doc;
 use std::ffi::OsString;
@@ -48,7 +48,7 @@ impl Untouched {
     /// before it has connected to anything or made its log file.
     #[track_caller]
     fn refuses(&self, run: Run, what: &str, named: &str) {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let log = scratch_dir().join("log");
         let outcome = run.arg("--log-file").arg(&log).limit(PROMPT).go();
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{what}: {outcome:?}");
@@ -276,7 +276,7 @@ fn assert_failures(rows: &[Failure]) {
     let (db, api) = valid_tokens(1);
     let before = db.snapshot();
     each(rows, |(hosts, uri, cause, more)| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let run = Run::new(&db, &api).args(["-v", "--json"]).env("MONGODB_URI", uri).secret("hunter2");
         let outcome = run.limit(PROMPT).go();
         assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
@@ -321,7 +321,7 @@ fn a_failed_connection_names_its_cause() {
     // Connections that nobody takes; those that something else takes.
     let silent = listener();
     let silent_at = silent.local_addr().expect("address").to_string();
-    let junk = serve(|mut client| drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")));
+    let junk = Server::start(|mut client| drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")));
     let whole = |hosts: &str, uri: String, cause, more| (hosts.to_owned(), uri, cause, more);
     let unlimited = format!("mongodb://user:hunter2@{silent_at}/");
     let srv = "mongodb+srv://user:hunter2@no.such.invalid/".to_owned();
@@ -347,7 +347,7 @@ fn a_failed_connection_names_its_cause() {
             "directConnection=true",
         ),
         at(old.address(), "", "服务器版本过旧", "4.2"),
-        at(junk.to_string(), "", "对方不是 MongoDB 服务器", "端口"),
+        at(junk.address.to_string(), "", "对方不是 MongoDB 服务器", "端口"),
         whole(&silent_at, unlimited, "超时", "防火墙"),
         whole(
             &secondary,
@@ -401,7 +401,7 @@ fn a_silent_name_server_is_the_cause() {
     let resolver = file("resolv.conf", "nameserver 127.0.0.77\n", 0o644);
     let inside = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
     for scheme in ["mongodb", "mongodb+srv"] {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let run = Run::new(&db, &api).no_args().program("unshare").args(["--mount", "sh", "-c", inside]);
         let run = run.arg(&resolver).arg(env!("CARGO_BIN_EXE_refresh_baoming_tokens"));
         let outcome = run.env("MONGODB_URI", format!("{scheme}://db.example/")).limit(PROMPT).go();

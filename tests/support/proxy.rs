@@ -1,7 +1,7 @@
 //! An HTTP proxy that tunnels (CONNECT, which ureq uses for plain HTTP too) and keeps count.
 
 use super::stub::read_line;
-use super::{Watched, serve};
+use super::{Server, Watched};
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::thread;
 
 /// The running proxy, for `HTTPS_PROXY` and the like.
 pub struct Proxy {
-    address: SocketAddr,
+    server: Server,
     targets: Arc<Watched<Vec<String>>>,
 }
 
@@ -18,12 +18,12 @@ impl Proxy {
     pub fn start(upstream: Option<SocketAddr>) -> Self {
         let targets = Arc::<Watched<_>>::default();
         let seen = Arc::clone(&targets);
-        let address = serve(move |client| drop(tunnel(client, upstream, &seen)));
-        Self { address, targets }
+        let server = Server::start(move |client| drop(tunnel(client, upstream, &seen)));
+        Self { server, targets }
     }
 
     pub fn uri(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.server.address)
     }
 
     /// The `host:port` of each tunnel asked for, or the whole request line of anything else.

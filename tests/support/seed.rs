@@ -225,8 +225,8 @@ impl TestDb {
 
     pub fn assert_none_lost(&self) {
         let lost = self.lost();
-        count(Total::AtRisk, self.seeded.lock().expect("seeded").len());
-        count(Total::Lost, lost.len());
+        count(Total::AT_RISK, self.seeded.lock().expect("seeded").len());
+        count(Total::LOST, lost.len());
         assert!(lost.is_empty(), "{} tokens lost: {lost:#?}", lost.len());
     }
 }

@@ -1,11 +1,11 @@
 //! The wire between the program and its database, in the test's hands: every command of the
 //! program stops here, and then what the test says happens to it or to its answer.
 
-use super::{Total, Watched, count, serve};
+use super::{Server, Total, Watched, count};
 use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
 use mongodb::bson::{Document, doc};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 /// A command of the program. Greetings, heartbeats and farewells are none.
@@ -39,51 +39,50 @@ pub enum Act {
     Doubt(i32),
 }
 
-/// A wire to a server. Its threads end with the test process.
+/// A wire to a server.
 pub struct Wire {
-    address: SocketAddr,
+    server: Server,
     seen: Arc<Watched<Vec<Command>>>,
-}
-
-/// What happens to each command, and to what a server says of itself.
-struct Hooks {
-    command: Box<dyn Fn(&Command) -> Act + Send + Sync>,
-    greeting: fn(&mut Document),
 }
 
 impl Wire {
     /// To the server at this `host:port`. The closure says of each command, and then of its answer,
     /// what happens. It may do anything before: change the database, kill the program, or block.
     pub fn to(server: String, command: impl Fn(&Command) -> Act + Send + Sync + 'static) -> Self {
-        Self::launch(server, Hooks { command: Box::new(command), greeting: |_| {} })
+        Self::launch(server, command, |_| {})
     }
 
+    /// Changes what the server says of itself.
     pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
-        Self::launch(server, Hooks { command: Box::new(|_| Act::Pass), greeting })
+        Self::launch(server, |_| Act::Pass, greeting)
     }
 
-    fn launch(server: String, hooks: Hooks) -> Self {
+    fn launch(
+        server: String,
+        command: impl Fn(&Command) -> Act + Send + Sync + 'static,
+        greeting: fn(&mut Document),
+    ) -> Self {
         let seen = Arc::<Watched<_>>::default();
         let log = Arc::clone(&seen);
-        let address = serve(move |mut client| {
+        let server = Server::start(move |mut client| {
             // A client or a server that goes away ends its connections.
             let Ok(mut server) = TcpStream::connect(&server) else { return };
             let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-            let _ = carry(&mut client, &mut server, &log, &hooks);
+            let _ = carry(&mut client, &mut server, &log, &command, greeting);
             for end in [client, server] {
                 let _ = end.shutdown(Shutdown::Both);
             }
         });
-        Self { address, seen }
+        Self { server, seen }
     }
 
     pub fn address(&self) -> String {
-        self.address.to_string()
+        self.server.address.to_string()
     }
 
     /// Connection string, of this one server whatever set it is in.
     pub fn uri(&self) -> String {
-        format!("mongodb://{}/?directConnection=true", self.address)
+        format!("mongodb://{}/?directConnection=true", self.server.address)
     }
 
     pub fn commands(&self) -> Vec<Command> {
@@ -101,7 +100,8 @@ fn carry(
     client: &mut TcpStream,
     server: &mut TcpStream,
     seen: &Watched<Vec<Command>>,
-    hooks: &Hooks,
+    act_on: &impl Fn(&Command) -> Act,
+    greeting: fn(&mut Document),
 ) -> io::Result<()> {
     loop {
         let request = message(client)?;
@@ -110,7 +110,7 @@ fn carry(
             // A heartbeat is answered again and again.
             while {
                 let reply = message(server)?;
-                client.write_all(&edited(&reply, hooks.greeting)?)?;
+                client.write_all(&edited(&reply, greeting)?)?;
                 is_message(&reply) && reply[HEADER] & MORE_TO_COME != 0
             } {}
             continue;
@@ -122,8 +122,8 @@ fn carry(
         let mut reply = Vec::new();
         for answered in [false, true] {
             command.answered = answered;
-            let act = (hooks.command)(&command);
-            count(Total::Faults, usize::from(act != Act::Pass));
+            let act = act_on(&command);
+            count(Total::FAULTS, usize::from(act != Act::Pass));
             let injected = |code: i32| doc! { "code": code, "codeName": "Injected", "errmsg": "injected" };
             match act {
                 Act::Pass | Act::Doubt(_) if !answered => {

@@ -27,7 +27,7 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
     let modes = ["--delay-ms=0", "-v", "--json"];
     let rows: Vec<_> = OUTPUTS.iter().flat_map(|output| modes.map(|mode| (output, mode))).collect();
     each(&rows, |&(&(script, plain, json), mode)| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let db = Mongod::shared().fresh_db();
         let ids = db.add_labelled(&["invalid", "valid", "valid", "valid"]);
         let before = db.snapshot();

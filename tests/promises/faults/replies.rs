@@ -272,7 +272,7 @@ fn every_reply_to_every_request() {
         replies.iter().flat_map(|reply| (1..=6).flat_map(modes).map(move |at| (reply, at))).collect();
     // Those that take long first, so that nothing waits for them at the end.
     rows.reverse();
-    count(Total::Requests, rows.len());
+    count(Total::REQUESTS, rows.len());
     each(&rows, |((_, reply, verdict), (n, mode))| {
         let db = Mongod::shared().fresh_db();
         let ids = db.add_labelled(&LABELS);

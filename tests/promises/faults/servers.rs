@@ -74,7 +74,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
     let admin = set.client().database("admin");
     await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
     let stall = |mode: &str| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         for node in set.nodes.iter().filter(|node| node.host() != primary.host()) {
             node.admin(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode });
         }
@@ -127,7 +127,7 @@ fn errors_of_the_server_itself() {
         let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-delete", "3"]);
         let live = run.env("MONGODB_URI", uri).start();
         moment.come();
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let data = doc! { "failCommands": [command], "errorCode": code, "appName": &db.name };
         server.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data });
         drop(moment);
@@ -153,7 +153,7 @@ fn a_server_that_is_locked_for_a_backup_or_never_answers() {
         let (api, moment) = gated(2);
         let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
         moment.come();
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         server.admin(doc! { "fsync": 1, "lock": true });
         drop(moment);
         let start = Instant::now();
@@ -216,7 +216,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
     let wrong = hours.into_iter().map(|hours| (hours * HOUR, 1));
     let rows: Vec<_> = wrong.chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
     each(&rows, |&(shift, code)| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let db = fresh_db();
         db.add_labelled(&["invalid", "valid", "valid"]);
         db.add_used("valid", 20.0);
@@ -281,7 +281,7 @@ const ACCOUNTS: [Account; 6] = [
 fn an_account_that_may_not_do_all_loses_nothing() {
     let server = Mongod::start_with_auth();
     each(&ACCOUNTS, |&(name, tokens, bin, fates, missing)| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let db = server.fresh_db();
         let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
         let privileges: [(&str, &[&str]); 3] =

@@ -182,7 +182,7 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
     match blow {
         Some(Blow::Term(_)) => live.signal(Signal::TERM),
         Some(Blow::Change(change, place)) => {
-            count(Total::Faults, 1);
+            count(Total::FAULTS, 1);
             let in_bin =
                 before.bin.iter().map(|entry| entry.get_document("token").expect("token").to_owned());
             let token = before.tokens.iter().cloned().chain(in_bin).nth(place).expect("a token");
@@ -330,7 +330,7 @@ fn every_command_broken_in_every_way() {
             }
         }
     }
-    count(Total::Commands, rows.len());
+    count(Total::COMMANDS, rows.len());
     each(&rows, |(_, n, (answered, blow), options, scenario, undisturbed)| {
         let db = fresh_db();
         let args = (scenario.seed)(&db);

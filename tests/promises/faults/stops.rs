@@ -131,7 +131,7 @@ fn five_in_a_row_without_an_answer_ask_for_a_control() {
     let modes: [&[&str]; 3] = [&[], &["--dry-run"], &["--shard", "0/1"]];
     let rows = rows.iter().flat_map(|rows| rows.split(' '));
     let rows: Vec<_> = rows.flat_map(|row| modes.map(|mode| (row, mode))).collect();
-    count(Total::Walls, rows.len());
+    count(Total::WALLS, rows.len());
     each(&rows, |&(row, mode)| {
         let db = Mongod::shared().fresh_db();
         let verdicts = verdicts_of(row);
@@ -188,7 +188,7 @@ fn a_wall_costs_six_questions() {
     ];
     let modes: [&[&str]; 4] = [&[], &["--dry-run"], &["--shard", "1/2"], &["--cleanup-days", "30"]];
     let rows: Vec<_> = walls.iter().flat_map(|wall| modes.map(|mode| (wall, mode))).collect();
-    count(Total::Walls, rows.len());
+    count(Total::WALLS, rows.len());
     each(&rows, |((_, reply, is_tried_again), mode)| {
         let db = Mongod::shared().fresh_db();
         db.add_labelled(&["valid"; 58]);
