@@ -3,15 +3,12 @@
 //! connection that is lost at each single command is a test of `steps`.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mongodb::bson::doc;
 
-use super::Fate::{Recycled, Refreshed};
-use super::support::{Mongod, ReplicaSet, Stub};
-use super::{
-    assert_fates, assert_report, assert_whole, each, gated, of_tokens, report, talkative, with_option,
-};
+use super::support::{Mongod, ReplicaSet, Run, Signal, Stub, TestDb, Total, await_true, count};
+use super::{Trial, assert_report, assert_whole, each, gated, talkative, with_option};
 
 /// What happens to a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,79 +17,131 @@ enum Harm {
     Kill,
     /// SIGSTOP; SIGCONT brings it back.
     Freeze,
+    /// It is locked for a backup: writes wait.
+    Lock,
 }
-use Harm::{Freeze, Kill};
+use Harm::{Freeze, Kill, Lock};
+
+impl Harm {
+    fn strike(self, server: &Mongod) {
+        match self {
+            Kill => server.kill(),
+            Freeze => server.freeze(),
+            Lock => {
+                count(Total::FAULTS, 1);
+                server.admin(doc! { "fsync": 1, "lock": true });
+            }
+        }
+    }
+
+    fn heal(self, server: &Mongod) {
+        match self {
+            Kill => server.restart(),
+            Freeze => server.thaw(),
+            Lock => drop(server.admin(doc! { "fsyncUnlock": 1 })),
+        }
+    }
+}
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    /// The server is back after so many seconds.
+    Back(u64),
+    /// The run gives up before it is.
+    Lost,
+    /// A signal comes when a write waits.
+    Stopped,
+}
+use Then::{Back, Lost, Stopped};
 
 /// Three that go and three that stay; the last one is written after all others are judged.
 const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "valid"];
+const DONE: &str = "x+x+x+";
 
-/// While the API is asked which question (six, then the second ones) what happens, after how many
-/// seconds the server is back if at all, and the counts that follow: success, failed, deleted,
-/// withheld, unprocessed.
-type Row = (usize, Harm, Option<u64>, [usize; 5]);
-
-const DONE: [usize; 5] = [3, 0, 3, 0, 0];
-const OUTAGES: [Row; 13] = [
-    (2, Freeze, None, [0, 1, 0, 1, 4]),
-    (8, Freeze, None, [3, 0, 1, 2, 0]),
-    (2, Kill, None, [0, 1, 0, 1, 4]),
-    (6, Kill, None, [2, 1, 0, 3, 0]),
-    (7, Kill, None, [3, 0, 0, 3, 0]),
-    (9, Kill, None, [3, 0, 2, 1, 0]),
-    (2, Kill, Some(14), DONE),
-    (8, Kill, Some(12), DONE),
-    (4, Freeze, Some(8), DONE),
-    (6, Kill, Some(3), DONE),
-    (1, Kill, Some(2), DONE),
-    (7, Kill, Some(2), DONE),
-    (9, Freeze, Some(3), DONE),
+/// While the API is asked which question (six, then the second ones) what happens, and what becomes
+/// of each token.
+const OUTAGES: [(usize, Harm, Then, &str); 15] = [
+    (2, Freeze, Lost, "w!----"),
+    (8, Freeze, Lost, "x+w+w+"),
+    (2, Lock, Lost, "w!----"),
+    (2, Lock, Stopped, "w!----"),
+    (2, Kill, Lost, "w!----"),
+    (6, Kill, Lost, "w+w+w!"),
+    (7, Kill, Lost, "w+w+w+"),
+    (9, Kill, Lost, "x+x+w+"),
+    (2, Kill, Back(14), DONE),
+    (8, Kill, Back(12), DONE),
+    (4, Freeze, Back(8), DONE),
+    (6, Kill, Back(3), DONE),
+    (1, Kill, Back(2), DONE),
+    (7, Kill, Back(2), DONE),
+    (9, Freeze, Back(3), DONE),
 ];
 
 #[test]
 fn a_server_that_goes_away_in_mid_run() {
-    each(&OUTAGES, |&(question, harm, back_after, counts)| {
+    each(&OUTAGES, |&(question, harm, then, ends)| {
         let server = Mongod::start();
-        let db = server.fresh_db();
-        let ids = db.add_labelled(&LABELS);
+        let trial = Trial::new(server.fresh_db(), &LABELS);
         server.admin(doc! { "fsync": 1 });
-        let before = db.snapshot();
-        let bring_back = || match harm {
-            Kill => server.restart(),
-            Freeze => server.thaw(),
-        };
         let (api, moment) = gated(question);
         // What does not come back is not waited for half a minute.
-        let limit = if back_after.is_none() { "timeoutMS=3000" } else { "" };
-        let live = talkative(&db, &api).env("MONGODB_URI", with_option(&db.uri, limit)).start();
-        moment.come();
-        match harm {
-            Kill => server.kill(),
-            Freeze => server.freeze(),
-        }
-        drop(moment);
-        if let Some(seconds) = back_after {
-            thread::sleep(Duration::from_secs(seconds));
-            bring_back();
+        let limit = if then == Lost { "timeoutMS=3000" } else { "" };
+        let run = talkative(&trial.db, &api).env("MONGODB_URI", with_option(&trial.db.uri, limit));
+        let live = run.start();
+        let held = moment.come();
+        harm.strike(&server);
+        drop(held);
+        let start = Instant::now();
+        match then {
+            Back(seconds) => {
+                thread::sleep(Duration::from_secs(seconds));
+                harm.heal(&server);
+            }
+            Lost => {}
+            Stopped => {
+                await_true("a write that waits", || is_waiting(&server, &trial.db.name));
+                live.signal(Signal::TERM);
+            }
         }
         let outcome = live.wait();
-        if back_after.is_none() {
-            bring_back();
+        // A lock: 3 s, or 2 s after a signal; the rest is for a busy machine.
+        let limit = Duration::from_secs(if harm == Lock { 12 } else { 40 });
+        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
+        let code = match then {
+            Back(_) => 0,
+            Lost => 1,
+            Stopped => 143,
+        };
+        assert_report(&outcome, &trial.report(code, ends));
+        if code != 0 {
+            harm.heal(&server);
         }
-        let (code, stopped) = if back_after.is_some() { (0, None) } else { (1, Some("database")) };
-        assert_report(&outcome, &report(&db, code, stopped, &of_tokens(counts)));
-        assert!(outcome.elapsed < Duration::from_secs(40), "{:?}", outcome.elapsed);
-        assert_whole(&db, &before);
-        if (harm, back_after.is_some()) == (Freeze, true) {
-            // A killed server may forget what it had not yet written to its disk, this one not.
-            assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(3));
-        }
+        let both = assert_whole(&trial.db, &trial.before);
+        assert!(both.is_empty() || harm != Lock, "living and in the bin: {both:?}");
         if outcome.stat("删除") == 0 {
-            assert_eq!(db.snapshot().tokens.len(), LABELS.len());
+            assert_eq!(trial.db.snapshot().tokens.len(), LABELS.len());
         }
-        // The next run completes what this one began.
-        talkative(&db, &Stub::by_label()).go().expect(0);
-        assert_whole(&db, &before);
+        // A killed server may forget what it had not yet written to its disk, the others not.
+        if code == 0 && harm != Kill {
+            trial.assert_ends(DONE);
+        }
+        trial.assert_completed();
+        if harm == Lock {
+            trial.assert_ends(DONE);
+        }
     });
+}
+
+/// Whether an update on this database waits for a lock.
+fn is_waiting(server: &Mongod, db: &str) -> bool {
+    let pipeline = [
+        doc! { "$currentOp": {} },
+        doc! { "$match": { "ns": format!("{db}.baoming_tokens"), "op": { "$in": ["update", "command"] } } },
+    ];
+    let admin = server.client().database("admin");
+    admin.aggregate(pipeline).run().expect("current operations").next().is_some()
 }
 
 #[test]
@@ -102,25 +151,84 @@ fn a_replica_set_that_changes_its_primary_in_mid_run() {
     // In this order: who stepped down is not elected again for half a minute.
     for (dies, in_delete_step) in [(true, false), (true, true), (false, false), (false, true)] {
         eprintln!("dies: {dies}, in the delete step: {in_delete_step}");
-        let db = set.fresh_db(&format!("{dies}-{in_delete_step}"));
-        let ids = db.add_labelled(&labels);
-        let before = db.snapshot();
+        let trial = Trial::new(set.fresh_db(&format!("{dies}-{in_delete_step}")), &labels);
         let (api, moment) = gated(if in_delete_step { 45 } else { 6 });
-        let live = talkative(&db, &api).args(["--max-delete", "100%"]).start();
-        moment.come();
+        let live = talkative(&trial.db, &api).args(["--max-delete", "100%"]).start();
+        let held = moment.come();
         let primary = set.primary();
         if dies {
             primary.kill();
         } else {
             set.step_down();
         }
-        drop(moment);
+        drop(held);
         let outcome = live.wait();
-        assert_report(&outcome, &report(&db, 0, None, &[("success", 20), ("deleted", 20)]));
         if dies {
             primary.restart();
         }
         set.await_healthy();
-        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(20));
+        trial.assert_end(&outcome, 0, &"x+".repeat(20));
+    }
+}
+
+/// A short limit on every operation, so that what is waited for in vain costs little.
+fn limited(db: &TestDb, api: &Stub) -> Run {
+    talkative(db, api).env("MONGODB_URI", with_option(&db.uri, "timeoutMS=4000"))
+}
+
+#[test]
+fn no_majority_and_nothing_is_deleted_nor_left_behind() {
+    let set = ReplicaSet::start_of(3, true, 5000);
+    let primary = set.primary().host();
+    let secondary = set.nodes[..2].iter().find(|node| node.host() != primary).expect("a secondary");
+    let trial = Trial::new(set.fresh_db("no-majority"), &LABELS);
+    secondary.kill();
+    let api = Stub::by_label();
+    // Once with its own limits, and then again and again.
+    for run in [talkative, limited, limited, limited] {
+        // No copy is left behind either.
+        trial.assert_end(&run(&trial.db, &api).go(), 1, "w+w+w+");
+    }
+    secondary.restart();
+    set.await_healthy();
+    talkative(&trial.db, &api).go().expect(0);
+    trial.assert_ends(DONE);
+}
+
+#[test]
+fn secondaries_that_stall_and_defaults_of_the_cluster() {
+    let set = ReplicaSet::start_of(3, false, 5000);
+    let primary = set.primary();
+    // The last check, or the second question about the second token.
+    let cases = [(6, "w+w+w+"), (8, "x+w+w+")].map(|(question, ends)| {
+        (question, ends, Trial::new(set.fresh_db(&format!("stall-{question}")), &LABELS))
+    });
+    let defaults = doc! {
+        "setDefaultRWConcern": 1,
+        "defaultWriteConcern": { "w": "majority", "wtimeout": 100 },
+        "defaultReadConcern": { "level": "majority" },
+        "writeConcern": { "w": "majority", "wtimeout": 1000 },
+    };
+    let admin = set.client().database("admin");
+    await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
+    let stall = |mode: &str| {
+        count(Total::FAULTS, 1);
+        for node in set.nodes.iter().filter(|node| node.host() != primary.host()) {
+            node.admin(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode });
+        }
+    };
+    for (question, ends, trial) in cases {
+        let (api, moment) = gated(question);
+        let live = limited(&trial.db, &api).start();
+        let held = moment.come();
+        stall("alwaysOn");
+        drop(held);
+        let outcome = live.wait();
+        assert_report(&outcome, &trial.report(1, ends));
+        // Until then a read of a majority, the default now, waits for ever.
+        stall("off");
+        assert!(assert_whole(&trial.db, &trial.before).is_empty());
+        await_true("the secondaries to follow", || limited(&trial.db, &api).go().code == Some(0));
+        trial.assert_ends(DONE);
     }
 }

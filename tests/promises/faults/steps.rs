@@ -3,6 +3,7 @@
 //! living or whole in the bin, the counts equal the database, exit code and log say what happened.
 
 use std::ffi::OsString;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use mongodb::bson::{Document, RawDocumentBuf, doc};
@@ -14,7 +15,7 @@ use super::support::{
     self, Act, Outcome, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, unique_token,
     wall_clock_days_ago,
 };
-use super::{Gate, assert_whole, each, fresh_db, id_of, single, sum, talkative};
+use super::{Moment, assert_whole, each, fresh_db, id_of, single, sum, talkative, token_of, wait_at};
 
 /// A kind of run.
 #[derive(Debug)]
@@ -136,6 +137,13 @@ enum Blow {
     Term(Act),
 }
 
+impl Blow {
+    /// Whether the program waits for what the test does.
+    fn waits(self) -> bool {
+        !matches!(self, Self::Passing(_) | Self::Once(_) | Self::Gone)
+    }
+}
+
 /// All that can happen to a command, each with whether it does so once the server carried it out.
 fn blows(is_write: bool) -> Vec<(bool, Blow)> {
     use Act::{Cut, Doubt, Fail, Hold, Pass};
@@ -154,15 +162,16 @@ fn blows(is_write: bool) -> Vec<(bool, Blow)> {
 /// A run over a wire on which this happens at the n-th command; what was struck, if any, and what
 /// the database held before the run, or once somebody else had changed it.
 fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, Blow)>) -> Run {
-    let (gate, moment) = Gate::new();
+    let (gate, moment) = channel();
+    let (moment, blow) = (Moment(moment), at.map(|(.., blow)| blow));
     let mut before = db.snapshot();
     let wire = Wire::to(single().nodes[0].host(), move |command| {
         let Some((n, answered, blow)) = at else { return Act::Pass };
         if (command.number, command.answered) != (n, answered) {
             return if blow == Blow::Gone && command.number > n { Act::Cut } else { Act::Pass };
         }
-        if !matches!(blow, Blow::Passing(_) | Blow::Once(_) | Blow::Gone) {
-            gate.wait();
+        if blow.waits() {
+            wait_at(&gate);
         }
         match blow {
             Blow::Passing(act) | Blow::Once(act) | Blow::Term(act) => act,
@@ -171,20 +180,16 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
         }
     });
     // What is waited for in vain costs no half minute.
-    let is_lasting = matches!(at, Some((_, _, Blow::Once(Act::Hold) | Blow::Gone)));
+    let is_lasting = matches!(blow, Some(Blow::Once(Act::Hold) | Blow::Gone));
     let uri = wire.uri() + options + if is_lasting { "&timeoutMS=1000" } else { "" };
     let api = Stub::by_label();
     let live = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri).start();
-    let blow = at.map(|(.., blow)| blow);
-    if let Some(Blow::Kill | Blow::Term(_) | Blow::Change(..) | Blow::Rival) = blow {
-        moment.come();
-    }
+    let held = blow.filter(|blow| blow.waits()).map(|_| moment.come());
     match blow {
         Some(Blow::Term(_)) => live.signal(Signal::TERM),
         Some(Blow::Change(change, place)) => {
             count(Total::FAULTS, 1);
-            let in_bin =
-                before.bin.iter().map(|entry| entry.get_document("token").expect("token").to_owned());
+            let in_bin = before.bin.iter().map(token_of);
             let token = before.tokens.iter().cloned().chain(in_bin).nth(place).expect("a token");
             db.disown(id_of(&token));
             change.make(&db.tokens(), &Document::try_from(token).expect("a document"));
@@ -197,7 +202,7 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
     let outcome = if blow == Some(Blow::Kill) {
         live.kill()
     } else {
-        drop(moment);
+        drop(held);
         live.wait()
     };
     // 2 s; the rest is for a busy machine.
