@@ -98,7 +98,7 @@ fn main_job_in_an_empty_root() {
 #[ignore = "needs the static files: scripts/smoke.sh"]
 fn tls_trusts_the_built_in_roots_and_those_it_is_given() {
     for root in Root::all() {
-        let (db, api) = (Mongod::shared().fresh_db(), Stub::start_tls(Certificate::Good, |_| Reply::valid()));
+        let (db, api) = (Mongod::shared().fresh_db(), Stub::always_tls(Certificate::Good, Reply::valid()));
         db.add_token("valid");
         root.run(&db, &api).args(["--retries", "0"]).go().expect(5);
         assert_eq!(api.requests(), 0);

@@ -371,7 +371,7 @@ fn certificates_are_verified_and_those_that_fit_are_used() {
         .map(|certificate| Mongod::start_with_certificate(certificate, false));
     let mutual = Mongod::start_with_certificate(Good, true);
     // A mongod does not start with a certificate that is over.
-    let expired = Stub::start_tls(Expired, |_| Reply::valid());
+    let expired = Stub::always_tls(Expired, Reply::valid());
     let ca = format!("tlsCAFile={}", tls::ca_file().display());
     assert_failures(&[
         at(good.host(), "tls=true", "证书不可信 (UnknownIssuer)", "tlsCAFile"),

@@ -4,7 +4,7 @@ use crate::faults::each;
 use crate::support::compare::date;
 use crate::support::mongod::READS;
 use crate::support::{
-    Certificate, Mongod, Proxy, Reply, Run, Seed, Stub, dead, tls, unique_token, unresponsive, wall_clock,
+    Certificate, Mongod, Reply, Run, Seed, Stub, dead, tls, unique_token, unresponsive, wall_clock,
 };
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, doc};
@@ -257,7 +257,7 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
     let db = Mongod::shared().fresh_db();
     db.add_token("valid");
     // Nobody has such a name: without the proxy there is no connection.
-    let api = Stub::start_tls(Certificate::WrongHost, |_| Reply::valid());
+    let api = Stub::always_tls(Certificate::WrongHost, Reply::valid());
     // Variables that name the proxy, and one that names none, exceptions, whether the proxy is
     // used. All of NO_PROXY is a unit test of src/settings.rs.
     let table: [(&[&str], &str, &str, bool); 7] = [
@@ -270,10 +270,10 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         (&["HTTPS_PROXY", "ALL_PROXY"], "", "*", false),
     ];
     for (names, other, exceptions, used) in table {
-        let proxy = Proxy::start(Some(api.address()));
+        let proxy = Stub::always(Reply::tunnel(api.address()));
         let mut run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
         for name in names {
-            run = run.env(name, proxy.uri());
+            run = run.env(name, format!("http://{}", proxy.address()));
         }
         if !other.is_empty() {
             run = run.env(other, format!("http://{}", dead()));
@@ -281,7 +281,7 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         let run = run.env("BAOMING_API_BASE", "https://other.example/xcx").env("NO_PROXY", exceptions);
         run.go().expect(if used { 0 } else { 5 });
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
-        assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
+        assert_eq!(proxy.paths(), expected, "{names:?} but {exceptions:?}");
     }
     // A loopback API, under any name, goes past any proxy.
     let plain = Stub::always(Reply::valid());
@@ -295,9 +295,10 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
     }
     assert!(plain.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));
     // The default API is the real one, and must prove it.
-    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start(Some(api.address())));
-    let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE").env("HTTPS_PROXY", proxy.uri());
+    let (before, asked, proxy) = (db.snapshot(), api.requests(), Stub::always(Reply::tunnel(api.address())));
+    let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE");
+    let run = run.env("HTTPS_PROXY", format!("http://{}", proxy.address()));
     run.env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0").go().expect(5);
-    assert_eq!(proxy.targets(), ["api-xcx-qunsou.weiyoubot.cn:443"]);
+    assert_eq!(proxy.paths(), ["api-xcx-qunsou.weiyoubot.cn:443"]);
     assert_eq!((api.requests(), db.snapshot()), (asked, before));
 }

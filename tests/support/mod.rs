@@ -10,7 +10,6 @@
 
 pub mod compare;
 pub mod mongod;
-pub mod proxy;
 pub mod run;
 pub mod seed;
 pub mod stub;
@@ -19,7 +18,6 @@ pub mod totals;
 pub mod wire;
 
 pub use mongod::{Mongod, ReplicaSet};
-pub use proxy::Proxy;
 pub use run::{Live, Outcome, Run, Signal};
 pub use seed::{Seed, Snapshot, TestDb, unique_token, valid_tokens, wall_clock, wall_clock_days_ago};
 pub use stub::{Reply, Request, Stub};

@@ -6,10 +6,9 @@ use super::{Total, await_true, command, count, free_port, scratch_dir};
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{ClientOptions, ReadConcern};
 use mongodb::sync::Client;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use std::{fs, thread};
@@ -148,9 +147,7 @@ impl Mongod {
     }
 
     pub fn fresh_db(&self) -> TestDb {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let db = TestDb::new(&self.client(), &self.uri(), &name);
+        let db = TestDb::new(&self.client(), &self.uri());
         if self.has("--auth") {
             db.add_secret(PASSWORD);
         }
@@ -186,19 +183,22 @@ impl Mongod {
     pub fn freeze(&self) {
         count(Total::FAULTS, 1);
         kill_process(self.pid(), Signal::STOP).expect("SIGSTOP");
-        // The signal takes effect a moment later.
-        let threads = format!("/proc/{}/task", self.pid().as_raw_nonzero());
-        await_true("all threads to stop", || {
-            fs::read_dir(&threads).expect("threads").flatten().all(|thread| {
-                // `pid (name) state …`; a thread that has ended stopped, too.
-                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-                stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
-            })
-        });
+        // The signal takes effect a moment later; this waits for all threads.
+        waitpid(Some(self.pid()), WaitOptions::UNTRACED).expect("a stopped process");
     }
 
     pub fn thaw(&self) {
         kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
+    }
+
+    /// As for a backup: writes wait, reads do not.
+    pub fn lock(&self) {
+        count(Total::FAULTS, 1);
+        self.admin(doc! { "fsync": 1, "lock": true });
+    }
+
+    pub fn unlock(&self) {
+        self.admin(doc! { "fsyncUnlock": 1 });
     }
 
     pub fn log(&self) -> PathBuf {
@@ -272,8 +272,8 @@ impl ReplicaSet {
         connect(&self.uri())
     }
 
-    pub fn fresh_db(&self, name: &str) -> TestDb {
-        TestDb::new(&self.client(), &self.uri(), name)
+    pub fn fresh_db(&self) -> TestDb {
+        TestDb::new(&self.client(), &self.uri())
     }
 
     pub fn primary(&self) -> &Mongod {

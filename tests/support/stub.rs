@@ -8,7 +8,7 @@ use serde_json::json;
 use socket2::SockRef;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,6 +46,7 @@ enum Step {
     Send(Vec<u8>),
     Wait(Duration),
     Endless(Vec<u8>),
+    Tunnel(SocketAddr),
     Stall,
     Close,
     Reset,
@@ -135,6 +136,13 @@ impl Reply {
         let head = b"HTTP/1.1 200 Stub\r\nTransfer-Encoding: chunked\r\n\r\n";
         let chunk = format!("{:x}\r\n{}\r\n", 8192, " ".repeat(8192));
         Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())])
+    }
+
+    /// A proxy's: whatever it was asked for (CONNECT, which ureq uses for plain HTTP too), all that
+    /// follows goes to this address.
+    pub fn tunnel(to: SocketAddr) -> Self {
+        let steps = vec![Step::Send(b"HTTP/1.1 200 Stub\r\n\r\n".to_vec()), Step::Tunnel(to)];
+        Self { steps, proper: true }
     }
 
     /// Takes the request and never answers, until the client goes away.
@@ -232,11 +240,8 @@ impl Stub {
         Self::start(|request| Reply::by_label(request.token()))
     }
 
-    pub fn start_tls(
-        certificate: Certificate,
-        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        Self::launch(Some(tls::server_config(certificate)), handler)
+    pub fn always_tls(certificate: Certificate, reply: Reply) -> Self {
+        Self::launch(Some(tls::server_config(certificate)), move |_| reply.clone())
     }
 
     fn launch(
@@ -277,6 +282,11 @@ impl Stub {
 
     pub fn recorded(&self) -> Vec<Arc<Request>> {
         self.log.lock().requests.clone()
+    }
+
+    /// What each request asks for: of a tunnel, `host:port`.
+    pub fn paths(&self) -> Vec<String> {
+        self.recorded().iter().map(|request| request.path.clone()).collect()
     }
 
     /// Waits until `n` requests came in; gives the n-th.
@@ -328,6 +338,12 @@ fn answer(
                 Step::Endless(bytes) => loop {
                     send(&mut wire, &bytes)?;
                 },
+                Step::Tunnel(to) => {
+                    let server = TcpStream::connect(to)?;
+                    let (from, to) = (server.try_clone()?, socket);
+                    thread::spawn(move || pipe(from, to));
+                    return pipe(wire, server);
+                }
                 // Until the client goes away.
                 Step::Stall => return io::copy(&mut wire, &mut io::sink()).map(drop),
                 Step::Close => return Ok(()),
@@ -336,6 +352,11 @@ fn answer(
         }
     }
     Ok(())
+}
+
+fn pipe(mut from: impl Read, mut to: TcpStream) -> io::Result<()> {
+    io::copy(&mut from, &mut to)?;
+    to.shutdown(Shutdown::Write)
 }
 
 trait Wire: Read + Write {}
@@ -374,7 +395,7 @@ fn read_request(wire: &mut impl BufRead, connection: usize) -> io::Result<Option
     Ok(Some(request))
 }
 
-pub(super) fn read_line(wire: &mut impl BufRead) -> io::Result<Option<String>> {
+fn read_line(wire: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     if wire.read_until(b'\n', &mut line)? == 0 {
         return Ok(None);

@@ -2,7 +2,7 @@
 //! program stops here, and then what the test says happens to it or to its answer.
 
 use super::{Server, Total, Watched, count};
-use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
+use mongodb::bson::raw::RawDocumentBuf;
 use mongodb::bson::{Document, doc};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -78,11 +78,6 @@ impl Wire {
 
     pub fn address(&self) -> String {
         self.server.address.to_string()
-    }
-
-    /// Connection string, of this one server whatever set it is in.
-    pub fn uri(&self) -> String {
-        format!("mongodb://{}/?directConnection=true", self.server.address)
     }
 
     pub fn commands(&self) -> Vec<Command> {
@@ -184,11 +179,9 @@ fn whole(head: &[u8], document: &Document) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-fn document(message: &[u8], start: usize) -> io::Result<&RawDocument> {
-    let rest = message.get(start..).unwrap_or_default();
-    let length = rest.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));
-    let document = rest.get(..usize::try_from(length).expect("64 bits"));
-    RawDocument::from_bytes(document.unwrap_or_default()).map_err(io::Error::other)
+fn document(message: &[u8], start: usize) -> io::Result<RawDocumentBuf> {
+    let mut rest = message.get(start..).unwrap_or_default();
+    RawDocumentBuf::from_reader(&mut rest).map_err(io::Error::other)
 }
 
 /// The command of a message, unless it is idle talk.
@@ -198,5 +191,5 @@ fn what(message: &[u8]) -> Option<(String, RawDocumentBuf)> {
     let name = name.as_str();
     let is_idle_talk = ["hello", "ismaster", "endsessions"].contains(&name.to_lowercase().as_str());
     let what = format!("{name} {}", value.as_str().unwrap_or_default());
-    (!is_idle_talk).then(|| (what.trim_end().to_owned(), body.to_owned()))
+    (!is_idle_talk).then(|| (what.trim_end().to_owned(), body.clone()))
 }

@@ -8,40 +8,14 @@ use std::time::{Duration, Instant};
 use mongodb::bson::doc;
 
 use super::support::{Mongod, ReplicaSet, Run, Signal, Stub, TestDb, Total, await_true, count};
-use super::{Trial, assert_report, assert_whole, each, gated, talkative, with_option};
+use super::{Trial, assert_report, assert_whole, come, each, gated, talkative, with_option};
 
-/// What happens to a server.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Harm {
-    /// SIGKILL; a restart brings it back.
-    Kill,
-    /// SIGSTOP; SIGCONT brings it back.
-    Freeze,
-    /// It is locked for a backup: writes wait.
-    Lock,
-}
-use Harm::{Freeze, Kill, Lock};
+/// What happens to a server, and what brings it back.
+type Harm = (&'static str, fn(&Mongod), fn(&Mongod));
 
-impl Harm {
-    fn strike(self, server: &Mongod) {
-        match self {
-            Kill => server.kill(),
-            Freeze => server.freeze(),
-            Lock => {
-                count(Total::FAULTS, 1);
-                server.admin(doc! { "fsync": 1, "lock": true });
-            }
-        }
-    }
-
-    fn heal(self, server: &Mongod) {
-        match self {
-            Kill => server.restart(),
-            Freeze => server.thaw(),
-            Lock => drop(server.admin(doc! { "fsyncUnlock": 1 })),
-        }
-    }
-}
+const KILL: Harm = ("SIGKILL", Mongod::kill, Mongod::restart);
+const FREEZE: Harm = ("SIGSTOP", Mongod::freeze, Mongod::thaw);
+const LOCK: Harm = ("locked for a backup, so that writes wait", Mongod::lock, Mongod::unlock);
 
 /// What comes of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,26 +36,26 @@ const DONE: &str = "x+x+x+";
 /// While the API is asked which question (six, then the second ones) what happens, and what becomes
 /// of each token.
 const OUTAGES: [(usize, Harm, Then, &str); 15] = [
-    (2, Freeze, Lost, "w!----"),
-    (8, Freeze, Lost, "x+w+w+"),
-    (2, Lock, Lost, "w!----"),
-    (2, Lock, Stopped, "w!----"),
-    (2, Kill, Lost, "w!----"),
-    (6, Kill, Lost, "w+w+w!"),
-    (7, Kill, Lost, "w+w+w+"),
-    (9, Kill, Lost, "x+x+w+"),
-    (2, Kill, Back(14), DONE),
-    (8, Kill, Back(12), DONE),
-    (4, Freeze, Back(8), DONE),
-    (6, Kill, Back(3), DONE),
-    (1, Kill, Back(2), DONE),
-    (7, Kill, Back(2), DONE),
-    (9, Freeze, Back(3), DONE),
+    (2, FREEZE, Lost, "w!----"),
+    (8, FREEZE, Lost, "x+w+w+"),
+    (2, LOCK, Lost, "w!----"),
+    (2, LOCK, Stopped, "w!----"),
+    (2, KILL, Lost, "w!----"),
+    (6, KILL, Lost, "w+w+w!"),
+    (7, KILL, Lost, "w+w+w+"),
+    (9, KILL, Lost, "x+x+w+"),
+    (2, KILL, Back(14), DONE),
+    (8, KILL, Back(12), DONE),
+    (4, FREEZE, Back(8), DONE),
+    (6, KILL, Back(3), DONE),
+    (1, KILL, Back(2), DONE),
+    (7, KILL, Back(2), DONE),
+    (9, FREEZE, Back(3), DONE),
 ];
 
 #[test]
 fn a_server_that_goes_away_in_mid_run() {
-    each(&OUTAGES, |&(question, harm, then, ends)| {
+    each(&OUTAGES, |&(question, (harm, strike, heal), then, ends)| {
         let server = Mongod::start();
         let trial = Trial::new(server.fresh_db(), &LABELS);
         server.admin(doc! { "fsync": 1 });
@@ -90,14 +64,14 @@ fn a_server_that_goes_away_in_mid_run() {
         let limit = if then == Lost { "timeoutMS=3000" } else { "" };
         let run = talkative(&trial.db, &api).env("MONGODB_URI", with_option(&trial.db.uri, limit));
         let live = run.start();
-        let held = moment.come();
-        harm.strike(&server);
+        let held = come(&moment);
+        strike(&server);
         drop(held);
         let start = Instant::now();
         match then {
             Back(seconds) => {
                 thread::sleep(Duration::from_secs(seconds));
-                harm.heal(&server);
+                heal(&server);
             }
             Lost => {}
             Stopped => {
@@ -107,7 +81,7 @@ fn a_server_that_goes_away_in_mid_run() {
         }
         let outcome = live.wait();
         // A lock: 3 s, or 2 s after a signal; the rest is for a busy machine.
-        let limit = Duration::from_secs(if harm == Lock { 12 } else { 40 });
+        let limit = Duration::from_secs(if harm == LOCK.0 { 12 } else { 40 });
         assert!(start.elapsed() < limit, "{:?}", start.elapsed());
         let code = match then {
             Back(_) => 0,
@@ -116,19 +90,19 @@ fn a_server_that_goes_away_in_mid_run() {
         };
         assert_report(&outcome, &trial.report(code, ends));
         if code != 0 {
-            harm.heal(&server);
+            heal(&server);
         }
         let both = assert_whole(&trial.db, &trial.before);
-        assert!(both.is_empty() || harm != Lock, "living and in the bin: {both:?}");
+        assert!(both.is_empty() || harm != LOCK.0, "living and in the bin: {both:?}");
         if outcome.stat("删除") == 0 {
             assert_eq!(trial.db.snapshot().tokens.len(), LABELS.len());
         }
         // A killed server may forget what it had not yet written to its disk, the others not.
-        if code == 0 && harm != Kill {
+        if code == 0 && harm != KILL.0 {
             trial.assert_ends(DONE);
         }
         trial.assert_completed();
-        if harm == Lock {
+        if harm == LOCK.0 {
             trial.assert_ends(DONE);
         }
     });
@@ -151,10 +125,10 @@ fn a_replica_set_that_changes_its_primary_in_mid_run() {
     // In this order: who stepped down is not elected again for half a minute.
     for (dies, in_delete_step) in [(true, false), (true, true), (false, false), (false, true)] {
         eprintln!("dies: {dies}, in the delete step: {in_delete_step}");
-        let trial = Trial::new(set.fresh_db(&format!("{dies}-{in_delete_step}")), &labels);
+        let trial = Trial::new(set.fresh_db(), &labels);
         let (api, moment) = gated(if in_delete_step { 45 } else { 6 });
         let live = talkative(&trial.db, &api).args(["--max-delete", "100%"]).start();
-        let held = moment.come();
+        let held = come(&moment);
         let primary = set.primary();
         if dies {
             primary.kill();
@@ -181,7 +155,7 @@ fn no_majority_and_nothing_is_deleted_nor_left_behind() {
     let set = ReplicaSet::start_of(3, true, 5000);
     let primary = set.primary().host();
     let secondary = set.nodes[..2].iter().find(|node| node.host() != primary).expect("a secondary");
-    let trial = Trial::new(set.fresh_db("no-majority"), &LABELS);
+    let trial = Trial::new(set.fresh_db(), &LABELS);
     secondary.kill();
     let api = Stub::by_label();
     // Once with its own limits, and then again and again.
@@ -200,9 +174,8 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
     let set = ReplicaSet::start_of(3, false, 5000);
     let primary = set.primary();
     // The last check, or the second question about the second token.
-    let cases = [(6, "w+w+w+"), (8, "x+w+w+")].map(|(question, ends)| {
-        (question, ends, Trial::new(set.fresh_db(&format!("stall-{question}")), &LABELS))
-    });
+    let cases = [(6, "w+w+w+"), (8, "x+w+w+")]
+        .map(|(question, ends)| (question, ends, Trial::new(set.fresh_db(), &LABELS)));
     let defaults = doc! {
         "setDefaultRWConcern": 1,
         "defaultWriteConcern": { "w": "majority", "wtimeout": 100 },
@@ -220,7 +193,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
     for (question, ends, trial) in cases {
         let (api, moment) = gated(question);
         let live = limited(&trial.db, &api).start();
-        let held = moment.come();
+        let held = come(&moment);
         stall("alwaysOn");
         drop(held);
         let outcome = live.wait();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 
 use super::support::{Mongod, Run, Total, binary, count, scratch_dir};
-use super::{Trial, each, gated};
+use super::{Trial, come, each, gated};
 
 /// What a shell does with the outputs, and whether something cannot be told then, in a plain run and
 /// under `--json`. A closed pipe is nobody's fault. That files vanish is a test of `files`.
@@ -37,7 +37,7 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
             run = run.arg("--log-file").arg(&log);
         }
         let live = run.start();
-        let held = moment.come();
+        let held = come(&moment);
         if script == LOG_BECOMES_FOLDER {
             fs::remove_file(&log).expect("log file");
             fs::create_dir(&log).expect("folder");

@@ -6,15 +6,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use mongodb::bson::oid::ObjectId;
-use serde_json::Value;
 
-use super::support::{Certificate, Mongod, Proxy, Reply, Run, Stub, Total, count, dead, tls};
-use super::{Trial, assert_report, assert_whole, dry, each, talkative};
+use super::support::{Certificate, Mongod, Outcome, Reply, Run, Stub, Total, count, dead, tls};
+use super::{Trial, assert_whole, each, talkative};
 
 /// How long the program waits for one of the replies that never come.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const INVALID: &str = r#"{"sta":-1,"msg":"invalid access_token","data":null}"#;
 const MIB: usize = 1 << 20;
+const SELF_TEST: &str = "--self-test";
 
 /// A reply with status 200 and this body.
 fn ok(body: impl AsRef<[u8]>) -> Reply {
@@ -134,41 +134,9 @@ fn prefixed(informational: &str) -> Reply {
     Reply::raw(informational.to_owned() + &wire(r#"{"sta":0}"#))
 }
 
-/// How the program is run.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Mode {
-    Wet,
-    /// Of the last token only.
-    Alone,
-    Dry,
-    /// Asks about the last token only.
-    SelfTest,
-}
-use Mode::{Alone, Dry, SelfTest, Wet};
-
-/// One run in which this becomes, or in a dry run would become, of each token.
-fn assert_run(trial: &Trial, run: Run, mode: Mode, code: i32, ends: &str) {
-    let mut expected = trial.report(code, ends);
-    let run = match mode {
-        Wet | Alone => run,
-        Dry => {
-            expected = dry(expected);
-            run.arg("--dry-run")
-        }
-        SelfTest => {
-            // It is done, whatever it found.
-            expected["stopped"] = Value::Null;
-            run.arg("--self-test")
-        }
-    };
-    let outcome = run.go();
-    assert_report(&outcome, &expected);
-    if mode == Dry {
-        assert_eq!(trial.db.snapshot(), trial.before, "a dry run changes nothing");
-    } else {
-        trial.assert_ends(ends);
-    }
-    // Whatever the API does, a request has its limit; the rest is for a busy machine.
+/// Whatever the API does, a request has its limit; the rest is for a busy machine.
+#[track_caller]
+fn assert_prompt(outcome: &Outcome) {
     let limit = TIMEOUT * 7 + Duration::from_secs(20);
     assert!(outcome.elapsed < limit, "{:?}", outcome.elapsed);
 }
@@ -179,36 +147,39 @@ fn every_reply_to_every_request() {
     // Each token is asked about once, and then the invalid ones a second time.
     const ASKED: [usize; 6] = [0, 1, 2, 3, 0, 2];
     let replies = replies();
+    // Which request, how many tokens, flags.
     let modes = |n: usize| match n {
-        1 => vec![(n, Wet), (n, Dry), (n, Alone), (n, SelfTest)],
-        6 => vec![(n, Wet), (n, Dry)],
-        _ => vec![(n, Wet)],
+        1 => vec![(n, 4, ""), (n, 4, "--dry-run"), (n, 4, SELF_TEST), (n, 1, "")],
+        6 => vec![(n, 4, ""), (n, 4, "--dry-run")],
+        _ => vec![(n, 4, "")],
     };
     let mut rows: Vec<_> =
         replies.iter().flat_map(|reply| (1..=6).flat_map(modes).map(move |at| (reply, at))).collect();
     // Those that take long first, so that nothing waits for them at the end.
     rows.reverse();
     count(Total::REQUESTS, rows.len());
-    each(&rows, |&((_, reply, verdict), (n, mode))| {
-        let labels = if mode == Alone { &LABELS[3..] } else { &LABELS };
+    each(&rows, |&((_, reply, verdict), (n, tokens, flags))| {
+        let labels = &LABELS[4 - tokens..];
         let trial = Trial::new(Mongod::shared().fresh_db(), labels);
-        let asked = ASKED[n - 1];
+        // A self-test asks about the last one.
+        let asked = if flags == SELF_TEST { 3 } else { ASKED[n - 1] };
         let end = match verdict {
-            'x' if mode == SelfTest => 'w',
+            'x' if flags == SELF_TEST => 'w',
             // A valid token that is condemned is found valid when asked again.
-            'x' if mode == Alone || LABELS[asked] == "valid" => '+',
+            'x' if labels[asked] == "valid" => '+',
             '?' => '!',
             verdict => *verdict,
         };
-        let ends = match mode {
-            Alone => end.to_string(),
-            SelfTest => format!("...{end}"),
-            Wet | Dry => (0..4).map(|i| if i == asked { end } else { ['x', '+'][i % 2] }).collect(),
-        };
-        let code = match (mode, end) {
-            (SelfTest, '!' | 'w') => 1,
-            (Alone, '!') if *verdict == '?' => 5,
-            (_, '!') => 3,
+        let ends = labels.iter().enumerate().map(|(i, label)| match *label {
+            _ if i == asked => end,
+            _ if flags == SELF_TEST => '.',
+            "valid" => '+',
+            _ => 'x',
+        });
+        let code = match end {
+            '!' | 'w' if flags == SELF_TEST => 1,
+            '!' if tokens == 1 && *verdict == '?' => 5,
+            '!' => 3,
             _ => 0,
         };
         let reply = reply.clone();
@@ -218,7 +189,7 @@ fn every_reply_to_every_request() {
         });
         let timeout = TIMEOUT.as_secs().to_string();
         let run = talkative(&trial.db, &api).args(["--retries", "0", "--timeout-secs", &timeout]);
-        assert_run(&trial, run, mode, code, &ends);
+        assert_prompt(&trial.assert_run(run, flags, code, &ends.collect::<String>()));
         let requests = api.recorded();
         assert!(requests.iter().all(|it| it.path == "/xcx/enroll/v3/detail"), "a redirect was followed");
         // The second question goes over a connection of its own.
@@ -228,39 +199,29 @@ fn every_reply_to_every_request() {
     });
 }
 
-/// When a reply comes that nobody asked for, or another one's.
-#[derive(Clone, Copy, Debug)]
-enum Stray {
-    /// With the reply before.
-    Twice,
-    /// Before the next request.
-    Early,
-    /// Each request on a connection gets the reply of the one before.
-    Late,
-}
-
 #[test]
 fn no_token_dies_of_a_reply_that_is_not_its_own() {
-    for stray in [Stray::Twice, Stray::Early, Stray::Late] {
+    // What is answered, of the own reply and the one before on the connection.
+    type Stray = fn(Reply, Option<Reply>) -> Reply;
+    let strays: [(&str, Stray); 3] = [
+        ("with the reply before", |own, _| own.and(Reply::invalid())),
+        ("before the next request", |own, _| own.and(Reply::invalid().after(Duration::from_millis(30)))),
+        ("each for the next one", |own, previous| previous.unwrap_or(own)),
+    ];
+    for (when, stray) in strays {
         let labels = ["valid", "invalid", "valid", "valid", "valid", "valid"];
         let Trial { db, ids, before } = Trial::new(Mongod::shared().fresh_db(), &labels);
         let previous = Mutex::new(HashMap::new());
         let api = Stub::start(move |request| {
             let own = Reply::by_label(request.token());
-            match stray {
-                Stray::Twice => own.and(Reply::invalid()),
-                Stray::Early => own.and(Reply::invalid().after(Duration::from_millis(30))),
-                Stray::Late => {
-                    let mut previous = previous.lock().expect("replies");
-                    previous.insert(request.connection, own.clone()).unwrap_or(own)
-                }
-            }
+            let previous = previous.lock().expect("replies").insert(request.connection, own.clone());
+            stray(own, previous)
         });
         let run = Run::new(&db, &api).no_args().args(["--json", "-v", "--retries", "0", "--delay-ms", "100"]);
         let outcome = run.args(["--max-delete", "100%"]).go();
         let is_gone = |id: &&ObjectId| db.token(**id).is_none();
         let gone: Vec<_> = ids.iter().filter(is_gone).collect();
-        assert!(gone.iter().all(|id| **id == ids[1]), "{stray:?}: {}", outcome.stderr);
+        assert!(gone.iter().all(|id| **id == ids[1]), "{when}: {}", outcome.stderr);
         assert!(assert_whole(&db, &before).is_empty());
         assert_eq!(gone.len() as u64, outcome.stat("删除"));
     }
@@ -271,7 +232,7 @@ fn every_outage_with_one_token_few_and_many() {
     use Certificate::{Expired, Good, SelfSigned, WrongHost};
     // RFC 6761: nobody has such a name.
     let unknown = || Some("https://api.invalid/xcx".to_owned());
-    let refuses = Proxy::start(None);
+    let refuses = Stub::always(Reply::http(502, &[], ""));
     let proxy = |address: &str| Some(format!("http://user:pr0xyW0rd@{address}"));
     // What is wrong, certificate if there is any, address if it is not the stub's, proxy.
     let outages = [
@@ -284,7 +245,7 @@ fn every_outage_with_one_token_few_and_many() {
         ("refused", Some(Good), Some(format!("https://{}/xcx", dead())), None),
         ("proxy is not there", Some(Good), unknown(), proxy(&dead())),
         ("no such proxy", Some(Good), unknown(), proxy("proxy.invalid:3128")),
-        ("proxy refuses", Some(Good), unknown(), Some(refuses.uri())),
+        ("proxy refuses", Some(Good), unknown(), Some(format!("http://{}", refuses.address()))),
     ];
     // After five the last one is asked.
     let ends = ["!", "!!!", "!!!!!-!"];
@@ -293,11 +254,11 @@ fn every_outage_with_one_token_few_and_many() {
         let trial = Trial::new(Mongod::shared().fresh_db(), &vec!["valid"; ends.len()]);
         let api = match certificate {
             None => Stub::always(Reply::valid()),
-            Some(certificate) => Stub::start_tls(*certificate, |_| Reply::valid()),
+            Some(certificate) => Stub::always_tls(*certificate, Reply::valid()),
         };
         let base = base.clone().unwrap_or_else(|| format!("https://{}/xcx", api.address()));
         let last = ".".repeat(ends.len() - 1) + "!";
-        for (mode, code, ends) in [(Dry, 5, ends), (SelfTest, 1, &last), (Wet, 5, ends)] {
+        for (flags, code, ends) in [("--dry-run", 5, ends), (SELF_TEST, 1, &last), ("", 5, ends)] {
             let mut run = talkative(&trial.db, &api).args(["--retries", "0", "--timeout-secs", "5"]);
             run = run.secret("pr0xyW0rd").env("BAOMING_API_BASE", &base);
             if *name != "unknown authority" {
@@ -306,7 +267,7 @@ fn every_outage_with_one_token_few_and_many() {
             if let Some(proxy) = proxy {
                 run = run.env("HTTPS_PROXY", proxy);
             }
-            assert_run(&trial, run, mode, code, ends);
+            assert_prompt(&trial.assert_run(run, flags, code, ends));
         }
         assert!(certificate.is_none() || api.requests() == 0);
     });

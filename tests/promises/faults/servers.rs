@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use mongodb::bson::doc;
 
 use super::support::{Mongod, Reply, Run, Seed, Stub, Total, count, file, scratch_dir, unique_token};
-use super::{Trial, assert_report, each, fresh_db, gated, report, single, talkative, with_option};
+use super::{Trial, assert_report, come, each, gated, report, single, talkative, with_option};
 
 #[test]
 fn errors_of_the_server_itself() {
@@ -28,7 +28,7 @@ fn errors_of_the_server_itself() {
     ];
     for (command, code, times, exit, ends) in rows {
         eprintln!("{command} {code}");
-        let db = fresh_db();
+        let db = single().fresh_db();
         let unused = db.add_used("valid", 41.0);
         let labelled = db.add_labelled(&["invalid", "valid", "invalid", "valid"]);
         let trial = Trial::of([vec![unused], labelled].concat(), db);
@@ -37,7 +37,7 @@ fn errors_of_the_server_itself() {
         let uri = with_option(&trial.db.uri, &format!("appName={name}"));
         let run = talkative(&trial.db, &api).args(["--cleanup-days", "30", "--max-delete", "3"]);
         let live = run.env("MONGODB_URI", uri).start();
-        let held = moment.come();
+        let held = come(&moment);
         count(Total::FAULTS, 1);
         let data = doc! { "failCommands": [command], "errorCode": code, "appName": name };
         server.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data });
@@ -82,7 +82,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
     let rows: Vec<_> = wrong.chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
     each(&rows, |&(shift, code)| {
         count(Total::FAULTS, 1);
-        let db = fresh_db();
+        let db = single().fresh_db();
         db.add_labelled(&["invalid", "valid", "valid"]);
         db.add_used("valid", 20.0);
         db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
@@ -105,7 +105,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
 
 #[test]
 fn a_long_run_tells_its_progress_once_a_minute() {
-    let db = fresh_db();
+    let db = single().fresh_db();
     db.add_labelled(&["valid", "valid", "valid", "valid"]);
     let told = "[INFO] ⏳ 进度: 2/4，成功 2，失败 0，大约还需 ";
     for (flags, expected) in [(&[][..], Some(told)), (&["-q"], None)] {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::doc;
 
 use super::support::{Mongod, Reply, Signal, Stub, Total, count};
-use super::{Trial, assert_report, dry, each, gated_by, report, talkative};
+use super::{Trial, assert_report, come, dry, each, gated_by, report, talkative};
 
 /// What is waited for between two tries: the name; the replies to the first tries, of which the
 /// last one goes for all that follow; flags; what becomes of the token; from each try to the next,
@@ -99,30 +99,24 @@ fn five_in_a_row_without_an_answer_ask_for_a_control() {
         // Fewer than five, or no control is left: it is among the five, gone, or cannot be sent.
         (
             5,
-            "U:! UU:!! UUUU:!!!! UUUUU:!!!!! VUUUUU:+!!!!! TUUUUUT:!!!!!!- UUTUUU:!!!!!! UUUUUG:!!!!!- UT:!!",
+            "U:! UU:!! UUUU:!!!! UUUUU:!!!!! VUUUUU:+!!!!! UUUUUG:!!!!!g UT:!! TUUUUUT:!!!!!!- UUTUUU:!!!!!!",
         ),
         // The control does not answer either.
         (5, "UUUUUU:!!!!!! UUUUUVU:!!!!!-! VUUUUUVU:+!!!!!-! IUUUUUUVU:w!!!!!--! IVFUUUUUIVU:w+!!!!!!--!"),
         (5, "UUUUIUUUUUU:!!!!w!!!!!! IIIUUUUUUUU:www!!!!!--! UUUUUUUUUUUUV:!!!!!!!!!!-!+"),
         // It answers: valid, invalid, unclear, gone meanwhile or too long and another one does.
-        (
-            3,
-            "UUUUUV:!!!!!+ UUUUUVI:!!!!!+x UUUUUVF:!!!!!+! UUUUUVG:!!!!!+s UUUUUVVGG:!!!!!++ss UUUUUVT:!!!!!+!",
-        ),
-        (3, "IUUUUUI:x!!!!!x UUUUUUUUUUUVVV:!!!!!!!!!!!+++"),
+        (3, "UUUUUV:!!!!!+ UUUUUVI:!!!!!+x UUUUUVF:!!!!!+! UUUUUVG:!!!!!+s UUUUUVVGG:!!!!!++ss"),
+        (3, "UUUUUVT:!!!!!+! IUUUUUI:x!!!!!x UUUUUUUUUUUVVV:!!!!!!!!!!!+++"),
         (3, "UUUUUUUVVVVVVVVVVVVVVVVVVVVVVVVVVVVVV:!!!!!!!++++++++++++++++++++++++++++++"),
         // No five in a row.
-        (
-            3,
-            "UUUUVUUUUV:!!!!+!!!!+ UUUUFUUUUF:!!!!!!!!!! UUUUIUUUUI:!!!!x!!!!x UUUUV:!!!!+ UUUUFUUUU:!!!!!!!!!",
-        ),
-        (3, "VU:+! UI:!x FU:!! UF:!! IU:x! FFFFFFF:!!!!!!! TTTTTTT:!!!!!!!"),
+        (3, "UUUUVUUUUV:!!!!+!!!!+ UUUUFUUUUF:!!!!!!!!!! UUUUIUUUUI:!!!!x!!!!x UUUUV:!!!!+ UF:!! IU:x!"),
+        (3, "VU:+! UI:!x FU:!! FFFFFFF:!!!!!!! UUUUFUUUU:!!!!!!!!! TTTTTTT:!!!!!!!"),
         // The second question: nobody dies of one reply.
         (0, "i:+ iVIV:++x+"),
         (3, "f:! u:! fIu:!x! VuuI:+!!x VuuuuIuI:+!!!!x!x"),
         (5, "VuuuuuII:+!!!!!ww uuuuuuII:!!!!!www"),
     ];
-    let modes: [&[&str]; 3] = [&[], &["--dry-run"], &["--shard", "0/1"]];
+    let modes = ["", "--dry-run", "--shard 0/1"];
     let rows = table.iter().flat_map(|(code, rows)| rows.split(' ').map(move |row| (*code, row)));
     let rows: Vec<_> = rows.flat_map(|(code, row)| modes.map(|mode| (code, row, mode))).collect();
     count(Total::WALLS, rows.len());
@@ -148,17 +142,8 @@ fn five_in_a_row_without_an_answer_ask_for_a_control() {
         });
         // No cleanup after an early stop, and none of a token that was just refreshed.
         let run = talkative(&trial.db, &api).args(["--retries", "0", "--max-delete", "100%"]);
-        let outcome = run.args(["--cleanup-days", "30"]).args(mode).go();
-        let is_dry = mode == ["--dry-run"];
-        let expected = trial.report(code, ends);
-        assert_report(&outcome, &if is_dry { dry(expected) } else { expected });
-        let became = |(token, end)| match token {
-            'G' => 's',
-            _ if is_dry => '.',
-            _ => end,
-        };
-        trial.assert_ends(&tokens.chars().zip(ends.chars()).map(became).collect::<String>());
-        if !is_dry && code == 5 && !tokens.contains(['T', 'G']) {
+        trial.assert_run(run.args(["--cleanup-days", "30"]), mode, code, ends);
+        if mode != "--dry-run" && code == 5 && !tokens.contains(['T', 'G']) {
             // The API is back: the next run finds what is left as it was.
             let left = trial.db.snapshot().tokens.len();
             let expected = report(&trial.db, 0, None, &[("success", left)]);
@@ -251,13 +236,11 @@ fn the_delete_limit_holds_back_all_or_nothing() {
             goes.repeat(to_go) + &stays.repeat(tokens - to_go)
         };
         let code = if held { 25 } else { 0 };
-        assert_report(&limited().arg("--dry-run").go(), &dry(trial.report(code, &ends(held))));
-        assert_eq!(trial.db.snapshot(), trial.before);
+        trial.assert_run(limited(), "--dry-run", code, &ends(held));
         let asked = if by_verdict { tokens + if held { 0 } else { to_go } } else { 0 };
         assert_eq!(api.requests(), asked, "a step that is held back asks nothing");
 
-        let outcome = limited().go();
-        trial.assert_end(&outcome, code, &ends(held));
+        let outcome = trial.assert_run(limited(), "", code, &ends(held));
         if held {
             // It says how many, and how to go on; that works.
             let said = |parts: &[&str]| {
@@ -266,9 +249,8 @@ fn the_delete_limit_holds_back_all_or_nothing() {
             };
             assert_eq!(said(&["[WARNING]", "--max-delete", &format!("{to_go} 个")]), 1);
             assert!(!by_verdict || said(&["'invalid'"]) >= to_go && said(&["清理"]) == 1);
-            let again = run().args(["--max-delete", &to_go.to_string()]);
             trial.before = trial.db.snapshot();
-            trial.assert_end(&again.go(), 0, &ends(false));
+            trial.assert_run(run(), &format!("--max-delete {to_go}"), 0, &ends(false));
         } else {
             let back = trial.report(0, &"+".repeat(to_go));
             assert_report(&talkative(&trial.db, &api).args(["--restore-hours", "1"]).go(), &back);
@@ -278,60 +260,44 @@ fn the_delete_limit_holds_back_all_or_nothing() {
     });
 }
 
-/// When a signal comes, besides at every command to the database (`steps.rs`).
-#[derive(Clone, Copy, Debug)]
-enum Then {
-    /// While the API is asked the n-th question: five, then the second ones.
-    Check(usize),
-    /// While the program waits for the next token.
-    Pause,
-    /// While it waits to try again.
-    Retry,
-}
-
+/// Besides at every command to the database (`steps.rs`).
 #[test]
 fn a_signal_ends_the_run_after_the_token_at_hand() {
-    use Then::{Check, Pause, Retry};
     // Two are condemned, and two more are what the cleanup would take.
     let five: &[&str] = &["unclear-unused", "unclear-unused", "invalid", "invalid", "last"];
-    // Tokens, moment, exit code if it is not the signal's, what becomes of each token.
-    let rows: [(&[&str], _, _, _); 11] = [
-        (five, Check(1), None, "!----"),
-        (five, Check(2), None, "!!---"),
-        (five, Check(5), None, "!!ww+"),
-        (five, Check(6), None, "!!ww+"),
-        (five, Check(7), None, "!!xw+"),
-        (five, Pause, None, "!----"),
-        (five, Retry, None, "!!---"),
+    let waits: &[&str] = &["unclear-unused", "waits-unused", "invalid", "invalid", "last"];
+    let (in_a_pause, before_a_retry) = (Err("刷新失败"), Err("秒后重试"));
+    // Tokens, the question (five, then the second ones) or the line at which the signal comes, exit
+    // code if it is not the signal's, what becomes of each token.
+    let rows: [(&[&str], Result<usize, &str>, _, _); 11] = [
+        (five, Ok(1), None, "!----"),
+        (five, Ok(2), None, "!!---"),
+        (five, Ok(5), None, "!!ww+"),
+        (five, Ok(6), None, "!!ww+"),
+        (five, Ok(7), None, "!!xw+"),
+        (five, in_a_pause, None, "!----"),
+        (waits, before_a_retry, None, "!!---"),
         // The very last question: what left nothing undone was not stopped.
-        (&["valid"], Check(1), Some(0), "+"),
-        (&["valid", "unclear"], Check(2), Some(3), "+!"),
-        (&["valid", "down"], Check(2), None, "+!"),
-        (&["valid", "invalid"], Check(2), None, "+w"),
+        (&["valid"], Ok(1), Some(0), "+"),
+        (&["valid", "unclear"], Ok(2), Some(3), "+!"),
+        (&["valid", "down"], Ok(2), None, "+!"),
+        (&["valid", "invalid"], Ok(2), None, "+w"),
     ];
     let rows: Vec<_> = rows.into_iter().flat_map(|row| [(row, Signal::INT), (row, Signal::TERM)]).collect();
-    each(&rows, |&((labels, then, code, ends), signal)| {
+    each(&rows, |&((labels, when, code, ends), signal)| {
         let db = Mongod::shared().fresh_db();
-        let ids: Vec<_> = labels
-            .iter()
-            .zip([0.9, 0.8, 0.7, 0.6, 0.5])
-            .map(|(label, days)| db.add_used(label, if label.contains("unused") { 41.0 } else { days }))
-            .collect();
+        let days = |label: &str, days| if label.contains("unused") { 41.0 } else { days };
+        let used = labels.iter().zip([0.9, 0.8, 0.7, 0.6, 0.5]);
+        let ids = used.map(|(label, used)| db.add_used(label, days(label, used))).collect();
         let trial = Trial::of(ids, db);
-        let n = if let Check(n) = then { n } else { 0 };
-        let (api, moment) = gated_by(n, move |request| match then {
-            Retry if request.number == 2 => Reply::json(503, "{}").header("Retry-After", "60"),
-            _ => Reply::by_label(request.token()),
+        let (api, moment) = gated_by(when.unwrap_or(0), |request| match request.token() {
+            token if token.contains("-waits-") => Reply::json(503, "{}").header("Retry-After", "60"),
+            token => Reply::by_label(token),
         });
-        let delay = if let Pause = then { "600000" } else { "0" };
+        let delay = if when == in_a_pause { "600000" } else { "0" };
         let run = talkative(&trial.db, &api).no_args().args(["--json", "-v", "--delay-ms", delay]);
         let live = run.args(["--cleanup-days", "30"]).start();
-        let mut held = None;
-        match then {
-            Check(_) => held = Some(moment.come()),
-            Pause => drop(live.await_line("刷新失败")),
-            Retry => drop(live.await_line("秒后重试")),
-        }
+        let held = when.map(|_| come(&moment)).map_err(|line| live.await_line(line));
         let start = Instant::now();
         live.signal(signal);
         drop(held);
