@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 
-use super::support::{Mongod, Run, Total, binary, count, scratch_dir};
-use super::{Trial, come, each, gated};
+use super::support::{Mongod, Run, Stub, Total, binary, count, scratch_dir};
+use super::{Trial, each, struck};
 
 /// What a shell does with the outputs, and whether something cannot be told then, in a plain run and
 /// under `--json`. A closed pipe is nobody's fault. That files vanish is a test of `files`.
@@ -28,21 +28,19 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
     each(&rows, |&(&(script, plain, json), mode)| {
         count(Total::FAULTS, 1);
         let trial = Trial::new(Mongod::shared().fresh_db(), &["invalid", "valid", "valid", "valid"]);
-        let (api, moment) = gated(2);
         let (log, code) = (scratch_dir().join("log"), scratch_dir().join("code"));
-        let mut run =
-            Run::new(&trial.db, &api).no_args().program("sh").args(["-c", script]).env("CODE", code);
-        run = run.env("PATH", "/usr/bin:/bin").arg(binary()).arg(mode);
-        if script != FULL_LOG {
-            run = run.arg("--log-file").arg(&log);
-        }
-        let live = run.start();
-        let held = come(&moment);
-        if script == LOG_BECOMES_FOLDER {
-            fs::remove_file(&log).expect("log file");
-            fs::create_dir(&log).expect("folder");
-        }
-        drop(held);
+        let run = |api: &Stub| {
+            let run = Run::new(&trial.db, api).no_args().program("sh").args(["-c", script]);
+            let run = run.env("CODE", code).env("PATH", "/usr/bin:/bin").arg(binary()).arg(mode);
+            if script == FULL_LOG { run } else { run.arg("--log-file").arg(&log) }
+        };
+        let spoil = || {
+            if script == LOG_BECOMES_FOLDER {
+                fs::remove_file(&log).expect("log file");
+                fs::create_dir(&log).expect("folder");
+            }
+        };
+        let (_api, live) = struck(2, run, spoil);
         let outcome = live.wait();
         let untold = if mode == "--json" { json } else { plain };
         assert_eq!(outcome.code, Some(i32::from(untold)), "{outcome:?}");

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use mongodb::bson::oid::ObjectId;
 
-use super::support::{Certificate, Mongod, Outcome, Reply, Run, Stub, Total, count, dead, tls};
+use super::support::{Certificate, Mongod, Reply, Run, Stub, Total, count, dead, tls};
 use super::{Trial, assert_whole, each, talkative};
 
 /// How long the program waits for one of the replies that never come.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Whatever the API does, a request has its limit; the rest is for a busy machine.
+const LIMIT: Duration = Duration::from_secs(2 * 7 + 20);
 const INVALID: &str = r#"{"sta":-1,"msg":"invalid access_token","data":null}"#;
 const MIB: usize = 1 << 20;
 const SELF_TEST: &str = "--self-test";
@@ -42,8 +44,10 @@ fn replies() -> Vec<(String, Reply, char)> {
     add("valid, closing", Reply::valid().header("Connection", "close").then_close(), '+');
     add("valid and late", Reply::valid().after(Duration::from_millis(200)), '+');
     add("valid and slow", Reply::valid().dripping(Duration::from_millis(2)), '+');
-    add("valid after 100 Continue", prefixed("HTTP/1.1 100 Continue\r\n\r\n"), '+');
-    add("valid after 103 Early Hints", prefixed("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"), '+');
+    for informational in ["100 Continue", "103 Early Hints\r\nLink: </x>"] {
+        let reply = format!("HTTP/1.1 {informational}\r\n\r\n{}", wire(r#"{"sta":0}"#));
+        add(&format!("valid after {informational}"), Reply::raw(reply), '+');
+    }
     add("valid in HTTP/1.0", Reply::raw("HTTP/1.0 200 OK\r\n\r\n{\"sta\":0}").then_close(), '+');
     add("valid, exactly 1 MiB", ok(padded(r#"{"sta":0}"#, MIB)), '+');
     // What follows a reply on its connection is nobody's reply.
@@ -129,18 +133,6 @@ fn wire(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// A good reply after an informational one.
-fn prefixed(informational: &str) -> Reply {
-    Reply::raw(informational.to_owned() + &wire(r#"{"sta":0}"#))
-}
-
-/// Whatever the API does, a request has its limit; the rest is for a busy machine.
-#[track_caller]
-fn assert_prompt(outcome: &Outcome) {
-    let limit = TIMEOUT * 7 + Duration::from_secs(20);
-    assert!(outcome.elapsed < limit, "{:?}", outcome.elapsed);
-}
-
 #[test]
 fn every_reply_to_every_request() {
     const LABELS: [&str; 4] = ["invalid", "valid", "invalid", "valid"];
@@ -189,7 +181,7 @@ fn every_reply_to_every_request() {
         });
         let timeout = TIMEOUT.as_secs().to_string();
         let run = talkative(&trial.db, &api).args(["--retries", "0", "--timeout-secs", &timeout]);
-        assert_prompt(&trial.assert_run(run, flags, code, &ends.collect::<String>()));
+        trial.assert_run(run.limit(LIMIT), flags, code, &ends.collect::<String>());
         let requests = api.recorded();
         assert!(requests.iter().all(|it| it.path == "/xcx/enroll/v3/detail"), "a redirect was followed");
         // The second question goes over a connection of its own.
@@ -267,7 +259,7 @@ fn every_outage_with_one_token_few_and_many() {
             if let Some(proxy) = proxy {
                 run = run.env("HTTPS_PROXY", proxy);
             }
-            assert_prompt(&trial.assert_run(run, flags, code, ends));
+            trial.assert_run(run.limit(LIMIT), flags, code, ends);
         }
         assert!(certificate.is_none() || api.requests() == 0);
     });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::doc;
 
 use super::support::{Mongod, Reply, Signal, Stub, Total, count};
-use super::{Trial, assert_report, come, dry, each, gated_by, report, talkative};
+use super::{Trial, assert_report, come, dry, each, gated, report, talkative};
 
 /// What is waited for between two tries: the name; the replies to the first tries, of which the
 /// last one goes for all that follow; flags; what becomes of the token; from each try to the next,
@@ -290,7 +290,7 @@ fn a_signal_ends_the_run_after_the_token_at_hand() {
         let used = labels.iter().zip([0.9, 0.8, 0.7, 0.6, 0.5]);
         let ids = used.map(|(label, used)| db.add_used(label, days(label, used))).collect();
         let trial = Trial::of(ids, db);
-        let (api, moment) = gated_by(when.unwrap_or(0), |request| match request.token() {
+        let (api, moment) = gated(when.unwrap_or(0), |request| match request.token() {
             token if token.contains("-waits-") => Reply::json(503, "{}").header("Retry-After", "60"),
             token => Reply::by_label(token),
         });
