@@ -93,7 +93,7 @@ fn main_job_in_an_empty_root() {
         assert!(peak >= 500 && (peak <= MAX_PEAK_KB || root.arch != ARCH), "{peak} kB");
 
         // TLS trusts the built-in roots, and those it is given.
-        let tls_api = Stub::start_tls(Certificate::Good, |_| Reply::valid());
+        let tls_api = Stub::always_tls(Certificate::Good, Reply::valid());
         root.run(&db, &tls_api).args(["--retries", "0"]).go().expect(5);
         assert_eq!(tls_api.requests(), 0);
         fs::copy(tls::ca_file(), root.dir.join("ca.pem")).expect("CA file");

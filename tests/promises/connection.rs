@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
 
 /// What every mistake must be over in.
-pub const PROMPT: Duration = Duration::from_secs(15);
+pub const PROMPT: Duration = Duration::from_secs(25);
 const SECRET_URI: &str = "mongodb://user:hunter2@127.0.0.1:1/";
 
 // ---------------------------------------------------------------- usage errors: exit code 2
@@ -47,7 +47,7 @@ impl Untouched {
     /// before it has connected to anything or made its log file.
     #[track_caller]
     fn refuses(&self, run: Run, named: &str) {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let log = scratch_dir().join("log");
         let outcome = run.arg("--log-file").arg(&log).limit(PROMPT).go();
         let what = format!("{named}: {outcome:?}");
@@ -251,7 +251,7 @@ fn assert_failures(rows: &[Failure]) {
     let (db, api) = valid_tokens(1);
     let before = db.snapshot();
     each(rows, |(hosts, uri, cause, more)| {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let run = Run::new(&db, &api).args(["-v", "--json"]).env("MONGODB_URI", uri).secret("hunter2");
         let outcome = run.go();
         assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
@@ -296,7 +296,7 @@ fn a_failed_connection_names_its_cause() {
     // Connections that nobody takes; those that something else takes.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let silent_at = silent.local_addr().expect("address").to_string();
-    let junk = serve(|mut client| drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")));
+    let junk = Server::start(|mut client| drop(client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")));
     let whole = |hosts: &str, uri: String, cause, more| (hosts.to_owned(), uri, cause, more);
     let unlimited = format!("mongodb://user:hunter2@{silent_at}/");
     let srv = "mongodb+srv://user:hunter2@no.such.invalid/".to_owned();
@@ -322,7 +322,7 @@ fn a_failed_connection_names_its_cause() {
             "directConnection=true",
         ),
         at(old.address(), "", "服务器版本过旧", "4.2"),
-        at(junk.to_string(), "", "对方不是 MongoDB 服务器", "端口"),
+        at(junk.address.to_string(), "", "对方不是 MongoDB 服务器", "端口"),
         whole(&silent_at, unlimited, "超时", "防火墙"),
         whole(
             &secondary,
@@ -346,7 +346,7 @@ fn certificates_are_verified_and_those_that_fit_are_used() {
         .map(|certificate| Mongod::start_with_certificate(certificate, false));
     let mutual = Mongod::start_with_certificate(Good, true);
     // A mongod does not start with a certificate that is over.
-    let expired = Stub::start_tls(Expired, |_| Reply::valid());
+    let expired = Stub::always_tls(Expired, Reply::valid());
     let ca = format!("tlsCAFile={}", tls::ca_file().display());
     assert_failures(&[
         at(good.host(), "tls=true", "证书不可信 (UnknownIssuer)", "tlsCAFile"),
@@ -376,7 +376,7 @@ fn a_silent_name_server_is_the_cause() {
     let resolver = file("resolv.conf", "nameserver 127.0.0.77\n", 0o644);
     let inside = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
     for scheme in ["mongodb", "mongodb+srv"] {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let run = Run::new(&db, &api).no_args().program("unshare").args(["--mount", "sh", "-c", inside]);
         let run = run.arg(&resolver).arg(env!("CARGO_BIN_EXE_refresh_baoming_tokens"));
         let outcome = run.env("MONGODB_URI", format!("{scheme}://db.example/")).go();

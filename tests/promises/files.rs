@@ -120,7 +120,7 @@ fn an_import_file_that_is_broken_is_one_line_and_imports_nothing() {
         ("no file".to_owned(), "系统错误 2 (os error 2)"),
     ];
     for (content, said) in table {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let path = file("broken.json", &content, 0o644);
         if content == "no file" {
             fs::remove_file(&path).expect("no file");
@@ -203,7 +203,7 @@ fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
         (vec![(log, folder.join("./both")), (metrics, same.clone())], 2, metrics),
     ];
     for (files, code, said) in table {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let what = format!("{files:?}");
         let mut run = Run::new(&db, &api).arg("--json").limit(PROMPT);
         for (flag, path) in files {
@@ -335,7 +335,7 @@ fn metrics_that_cannot_be_written_are_told_after_the_run_is_done() {
         fs::remove_dir_all(&doomed).expect("removed");
         Reply::valid()
     });
-    count(Total::Faults, 1);
+    count(Total::FAULTS, 1);
     // With -q the statistics are due all the same, since the exit code is not 0.
     let run = Run::new(&db, &api).args(["-q", "--metrics-file"]).arg(folder.join("active.prom"));
     let outcome = run.limit(PROMPT).go().expect(1);

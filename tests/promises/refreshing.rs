@@ -235,7 +235,7 @@ fn timeout_secs_limits_each_phase_of_a_call() {
 fn proxies_and_certificates_are_those_of_any_http_client() {
     let (db, plain) = valid_tokens(1);
     // Nobody has such a name: without the proxy there is no connection.
-    let api = Stub::start_tls(Certificate::WrongHost, |_| Reply::valid());
+    let api = Stub::always_tls(Certificate::WrongHost, Reply::valid());
     let nowhere = || format!("http://{}", dead());
     // Variables that name the proxy, and one that names none, exceptions, whether the proxy is
     // used. All of NO_PROXY is a unit test of src/settings.rs.
@@ -249,14 +249,14 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
         (&["HTTPS_PROXY", "ALL_PROXY"], None, "*", false),
     ];
     for (names, other, exceptions, used) in table {
-        let proxy = Proxy::start(Some(api.address()));
+        let proxy = Stub::always(Reply::tunnel(api.address()));
         let run = Run::new(&db, &api).env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0");
-        let run = run.envs(names.iter().map(|name| (*name, proxy.uri())));
+        let run = run.envs(names.iter().map(|name| (*name, format!("http://{}", proxy.address()))));
         let run = run.envs(other.map(|name| (name, nowhere())));
         let run = run.env("BAOMING_API_BASE", "https://other.example/xcx").env("NO_PROXY", exceptions);
         run.go().expect(if used { 0 } else { 5 });
         let expected: &[&str] = if used { &["other.example:443"] } else { &[] };
-        assert_eq!(proxy.targets(), expected, "{names:?} but {exceptions:?}");
+        assert_eq!(proxy.paths(), expected, "{names:?} but {exceptions:?}");
     }
     let run = Run::new(&db, &api).env("BAOMING_API_BASE", "https://other.example/xcx").arg("--retries=0");
     let gone = dead();
@@ -271,9 +271,10 @@ fn proxies_and_certificates_are_those_of_any_http_client() {
     }
     assert!(plain.recorded().iter().all(|request| request.path == "/xcx/enroll/v3/detail"));
     // The default API is the real one, and must prove it.
-    let (before, asked, proxy) = (db.snapshot(), api.requests(), Proxy::start(Some(api.address())));
-    let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE").env("HTTPS_PROXY", proxy.uri());
+    let (before, asked, proxy) = (db.snapshot(), api.requests(), Stub::always(Reply::tunnel(api.address())));
+    let run = Run::new(&db, &api).env_remove("BAOMING_API_BASE");
+    let run = run.env("HTTPS_PROXY", format!("http://{}", proxy.address()));
     run.env("SSL_CERT_FILE", tls::ca_file()).arg("--retries=0").go().expect(5);
-    assert_eq!(proxy.targets(), ["api-xcx-qunsou.weiyoubot.cn:443"]);
+    assert_eq!(proxy.paths(), ["api-xcx-qunsou.weiyoubot.cn:443"]);
     assert_eq!((api.requests(), db.snapshot()), (asked, before));
 }

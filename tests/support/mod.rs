@@ -10,7 +10,6 @@
 
 pub mod compare;
 pub mod mongod;
-pub mod proxy;
 pub mod run;
 pub mod seed;
 pub mod stub;
@@ -19,7 +18,6 @@ pub mod totals;
 pub mod wire;
 
 pub use mongod::{Mongod, ReplicaSet};
-pub use proxy::Proxy;
 pub use run::{Live, Outcome, Run, Signal};
 pub use seed::{Seed, Snapshot, TestDb, unique_token, valid_tokens, wall_clock, wall_clock_days_ago};
 pub use stub::{Reply, Request, Stub};
@@ -34,7 +32,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
@@ -138,18 +136,37 @@ pub fn dead() -> String {
     format!("127.0.0.1:{}", free_port())
 }
 
-/// Serves each connection to a free port in a thread of its own; they end with this process.
-pub fn serve(each: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let address = listener.local_addr().expect("address");
-    let each = Arc::new(each);
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let each = Arc::clone(&each);
-            thread::spawn(move || each(client));
-        }
-    });
-    address
+/// Serves each connection to a free port in a thread of its own. Dropped, it takes no more; those
+/// that there are end with their clients.
+pub struct Server {
+    pub address: SocketAddr,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn start(each: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let server = Self { address: listener.local_addr().expect("address"), is_over: Arc::default() };
+        let (each, is_over) = (Arc::new(each), Arc::clone(&server.is_over));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let each = Arc::clone(&each);
+                thread::spawn(move || each(client));
+            }
+        });
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // Wakes the thread that waits for the next one.
+        let _ = TcpStream::connect(self.address);
+    }
 }
 
 /// A file with this content and mode in a folder of its own.

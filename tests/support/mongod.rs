@@ -5,11 +5,10 @@ use super::tls::{self, Certificate};
 use super::{Total, await_true, command, count, free_port, scratch_dir};
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::{ClientOptions, ReadConcern};
-use mongodb::sync::{Client, Database};
-use rustix::process::{Pid, Signal, kill_process};
+use mongodb::sync::Client;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use std::{fs, thread};
@@ -26,28 +25,19 @@ pub const READS: [&str; 5] = ["find", "getMore", "aggregate", "count", "distinct
 pub struct Mongod {
     port: u16,
     dir: PathBuf,
-    options: Options,
+    /// Beside its port and folder.
+    args: Vec<String>,
     child: Mutex<Option<Child>>,
-}
-
-/// What a server is started with beside its port and folder.
-#[derive(Clone, Copy, Default)]
-struct Options {
-    auth: bool,
-    tls: Option<Certificate>,
-    /// Whether a client must show a certificate too.
-    mutual_tls: bool,
-    replica_set: bool,
 }
 
 impl Mongod {
     pub fn start() -> Self {
-        Self::launch(Options::default())
+        Self::launch(&[])
     }
 
     /// A server that asks for a password; [`Mongod::uri`] is the administrator's.
     pub fn start_with_auth() -> Self {
-        let server = Self::launch(Options { auth: true, ..Options::default() });
+        let server = Self::launch(&["--auth"]);
         // Only possible while there is no user at all, and only from localhost.
         let open = connect(&format!("mongodb://{}/?directConnection=true", server.host()));
         let create = doc! { "createUser": ADMIN, "pwd": PASSWORD, "roles": ["root"] };
@@ -56,14 +46,20 @@ impl Mongod {
     }
 
     /// A server that takes TLS connections only, with any certificate that a `mongod` takes (no
-    /// expired one).
+    /// expired one), maybe only from clients that show one, too.
     pub fn start_with_certificate(certificate: Certificate, mutual_tls: bool) -> Self {
-        Self::launch(Options { tls: Some(certificate), mutual_tls, ..Options::default() })
+        let pem = tls::pem_file(certificate);
+        let [pem, ca] = [&pem, tls::ca_file()].map(|file| file.to_str().expect("a path"));
+        let mut args = vec!["--tlsMode", "requireTLS", "--tlsCertificateKeyFile", pem, "--tlsCAFile", ca];
+        if !mutual_tls {
+            args.push("--tlsAllowConnectionsWithoutCertificates");
+        }
+        Self::launch(&args)
     }
 
-    /// A member of a replica set that was never initiated.
+    /// A member of a replica set that was never initiated; it takes test commands: failpoints.
     pub fn start_uninitiated() -> Self {
-        Self::launch(Options { replica_set: true, ..Options::default() })
+        Self::launch(&["--replSet", "rs0", "--setParameter", "enableTestCommands=1"])
     }
 
     /// One plain server for all tests of this test binary; each takes its [`Mongod::fresh_db`].
@@ -72,9 +68,11 @@ impl Mongod {
         SHARED.get_or_init(Self::start)
     }
 
-    fn launch(options: Options) -> Self {
+    fn launch(args: &[&str]) -> Self {
         // Another process may take the port first: then this mongod ends, and the next port is tried.
-        let server = || Self { port: free_port(), dir: scratch_dir(), options, child: Mutex::default() };
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        let server =
+            || Self { port: free_port(), dir: scratch_dir(), args: args.clone(), child: Mutex::default() };
         (0..5).map(|_| server()).find(Self::run).expect("a mongod that starts")
     }
 
@@ -86,21 +84,7 @@ impl Mongod {
         mongod.arg("--dbpath").arg(&data).args(["--bind_ip", "127.0.0.1", "--port", &self.port.to_string()]);
         mongod.args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]);
         mongod.args(["--setParameter", "diagnosticDataCollectionEnabled=false"]);
-        if self.options.auth {
-            mongod.arg("--auth");
-        }
-        if let Some(certificate) = self.options.tls {
-            mongod.args(["--tlsMode", "requireTLS", "--tlsCertificateKeyFile"]);
-            mongod.arg(tls::pem_file(certificate)).arg("--tlsCAFile").arg(tls::ca_file());
-            if !self.options.mutual_tls {
-                mongod.arg("--tlsAllowConnectionsWithoutCertificates");
-            }
-        }
-        if self.options.replica_set {
-            // Test commands: failpoints.
-            mongod.args(["--replSet", "rs0", "--setParameter", "enableTestCommands=1"]);
-        }
-        mongod.stdin(Stdio::null()).stderr(Stdio::null());
+        mongod.args(&self.args).stdin(Stdio::null()).stderr(Stdio::null());
         mongod.stdout(fs::File::create(self.log()).expect("log of mongod"));
         let mut child = mongod.spawn().expect("mongod");
         let mut up = false;
@@ -115,13 +99,17 @@ impl Mongod {
         up
     }
 
+    fn has(&self, arg: &str) -> bool {
+        self.args.iter().any(|it| it == arg)
+    }
+
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// Connection string, with the administrator's password where there is one.
     pub fn uri(&self) -> String {
-        if self.options.auth { self.uri_for(ADMIN, PASSWORD) } else { format!("mongodb://{}/", self.host()) }
+        if self.has("--auth") { self.uri_for(ADMIN, PASSWORD) } else { format!("mongodb://{}/", self.host()) }
     }
 
     pub fn uri_for(&self, user: &str, password: &str) -> String {
@@ -130,12 +118,11 @@ impl Mongod {
     }
 
     pub fn client(&self) -> Client {
-        connect(&if self.options.replica_set { self.uri() + "?directConnection=true" } else { self.uri() })
+        connect(&if self.has("--replSet") { self.uri() + "?directConnection=true" } else { self.uri() })
     }
 
     pub fn admin(&self, command: Document) -> Document {
-        let admin: Database = self.client().database("admin");
-        admin.run_command(command).run().expect("command on admin")
+        self.client().database("admin").run_command(command).run().expect("command on admin")
     }
 
     pub fn commands(&self, kinds: &[&str]) -> i64 {
@@ -160,10 +147,8 @@ impl Mongod {
     }
 
     pub fn fresh_db(&self) -> TestDb {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let db = TestDb::new(&self.client(), &self.uri(), &name);
-        if self.options.auth {
+        let db = TestDb::new(&self.client(), &self.uri());
+        if self.has("--auth") {
             db.add_secret(PASSWORD);
         }
         db
@@ -178,43 +163,42 @@ impl Mongod {
     }
 
     pub fn kill(&self) {
-        count(Total::Kills, usize::from(self.end()));
+        count(Total::KILLS, 1);
+        self.end();
     }
 
-    /// Whether there was something to end.
-    fn end(&self) -> bool {
-        let child = self.child().take();
-        let was_running = child.is_some();
-        if let Some(mut child) = child {
+    fn end(&self) {
+        if let Some(mut child) = self.child().take() {
             child.kill().expect("SIGKILL");
             child.wait().expect("end of mongod");
         }
-        was_running
     }
 
-    /// Starts again, after [`Mongod::kill`] or instead of it, on the same port and data.
+    /// Starts again, after [`Mongod::kill`], on the same port and data.
     pub fn restart(&self) {
-        self.kill();
         assert!(self.run(), "mongod does not start again");
     }
 
     /// Stops the process without ending it (SIGSTOP): connections stay, nothing is answered.
     pub fn freeze(&self) {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         kill_process(self.pid(), Signal::STOP).expect("SIGSTOP");
-        // The signal takes effect a moment later.
-        let threads = format!("/proc/{}/task", self.pid().as_raw_nonzero());
-        await_true("all threads to stop", || {
-            fs::read_dir(&threads).expect("threads").flatten().all(|thread| {
-                // `pid (name) state …`; a thread that has ended stopped, too.
-                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-                stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
-            })
-        });
+        // The signal takes effect a moment later; this waits for all threads.
+        waitpid(Some(self.pid()), WaitOptions::UNTRACED).expect("a stopped process");
     }
 
     pub fn thaw(&self) {
         kill_process(self.pid(), Signal::CONT).expect("SIGCONT");
+    }
+
+    /// As for a backup: writes wait, reads do not.
+    pub fn lock(&self) {
+        count(Total::FAULTS, 1);
+        self.admin(doc! { "fsync": 1, "lock": true });
+    }
+
+    pub fn unlock(&self) {
+        self.admin(doc! { "fsyncUnlock": 1 });
     }
 
     pub fn log(&self) -> PathBuf {
@@ -261,9 +245,8 @@ impl ReplicaSet {
     /// others follow it. A primary that is silent for `election_ms` is replaced: on a busy machine
     /// that is soon.
     pub fn start_of(members: usize, has_arbiter: bool, election_ms: i32) -> Self {
-        let options = Options { replica_set: true, ..Options::default() };
         let nodes: Vec<Mongod> = thread::scope(|scope| {
-            let starting: Vec<_> = (0..members).map(|_| scope.spawn(|| Mongod::launch(options))).collect();
+            let starting: Vec<_> = (0..members).map(|_| scope.spawn(Mongod::start_uninitiated)).collect();
             starting.into_iter().map(|node| node.join().expect("node")).collect()
         });
         let last = i32::try_from(members).expect("few") - 1;
@@ -289,8 +272,8 @@ impl ReplicaSet {
         connect(&self.uri())
     }
 
-    pub fn fresh_db(&self, name: &str) -> TestDb {
-        TestDb::new(&self.client(), &self.uri(), name)
+    pub fn fresh_db(&self) -> TestDb {
+        TestDb::new(&self.client(), &self.uri())
     }
 
     pub fn primary(&self) -> &Mongod {
@@ -304,7 +287,7 @@ impl ReplicaSet {
 
     /// Makes the primary hand over; returns once another one is in charge.
     pub fn step_down(&self) {
-        count(Total::Faults, 1);
+        count(Total::FAULTS, 1);
         let old = self.primary();
         old.admin(doc! { "replSetStepDown": 30, "secondaryCatchUpPeriodSecs": 10 });
         await_true("another primary", || {

@@ -101,7 +101,7 @@ impl Run {
     }
 
     pub fn start(self) -> Live {
-        count(Total::Runs, 1);
+        count(Total::RUNS, 1);
         let mut command = self.command();
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
@@ -177,7 +177,7 @@ impl Live {
     }
 
     pub fn kill(self) -> Outcome {
-        count(Total::Kills, 1);
+        count(Total::KILLS, 1);
         self.kill_all();
         self.wait()
     }
@@ -211,7 +211,7 @@ impl Live {
         let [stdout, stderr] = self.output.lock().texts();
         let outcome = Outcome { code: status.code(), signal: status.signal(), stdout, stderr, elapsed };
         let leaked = self.run.leaked(&outcome);
-        count(Total::Leaked, leaked.len());
+        count(Total::LEAKED, leaked.len());
         assert!(leaked.is_empty(), "secrets in the output: {leaked:?}\n{outcome:?}");
         outcome
     }

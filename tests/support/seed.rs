@@ -92,11 +92,14 @@ pub struct TestDb {
 }
 
 impl TestDb {
-    pub(super) fn new(client: &Client, uri: &str, name: &str) -> Self {
+    /// On the server or set of this client, at this connection string.
+    pub(super) fn new(client: &Client, uri: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         Self {
-            name: name.to_owned(),
+            db: client.database(&name),
+            name,
             uri: uri.to_owned(),
-            db: client.database(name),
             secrets: Mutex::default(),
             seeded: Mutex::default(),
         }
@@ -104,10 +107,6 @@ impl TestDb {
 
     pub fn tokens(&self) -> Collection<Document> {
         self.db.collection("baoming_tokens")
-    }
-
-    pub fn cards(&self) -> Collection<Document> {
-        self.db.collection("cards")
     }
 
     /// `baoming_tokens_deleted`, the recycle bin.
@@ -123,7 +122,7 @@ impl TestDb {
 
     pub fn add_card_as(&self, id: ObjectId, name: &str) {
         let card = doc! { "_id": id, "name": name, "configs": [{ "keyword": "姓名", "value": name }] };
-        self.cards().insert_one(card).run().expect("card");
+        self.db.collection("cards").insert_one(card).run().expect("card");
     }
 
     pub fn add(&self, seed: Seed) -> ObjectId {
@@ -225,8 +224,8 @@ impl TestDb {
 
     pub fn assert_none_lost(&self) {
         let lost = self.lost();
-        count(Total::AtRisk, self.seeded.lock().expect("seeded").len());
-        count(Total::Lost, lost.len());
+        count(Total::AT_RISK, self.seeded.lock().expect("seeded").len());
+        count(Total::LOST, lost.len());
         assert!(lost.is_empty(), "{} tokens lost: {lost:#?}", lost.len());
     }
 }

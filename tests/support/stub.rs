@@ -2,15 +2,14 @@
 //! socket so that it can misbehave in every way. What it answers is a closure's choice.
 
 use super::tls::{self, Certificate};
-use super::{PATIENCE, Total, Watched, count};
+use super::{PATIENCE, Server, Total, Watched, count};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 use socket2::SockRef;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,8 +45,8 @@ impl Request {
 enum Step {
     Send(Vec<u8>),
     Wait(Duration),
-    Drip(Vec<u8>, Duration),
     Endless(Vec<u8>),
+    Tunnel(SocketAddr),
     Stall,
     Close,
     Reset,
@@ -139,9 +138,16 @@ impl Reply {
         Self::fault(vec![Step::Send(head.to_vec()), Step::Endless(chunk.into())])
     }
 
+    /// A proxy's: whatever it was asked for (CONNECT, which ureq uses for plain HTTP too), all that
+    /// follows goes to this address.
+    pub fn tunnel(to: SocketAddr) -> Self {
+        let steps = vec![Step::Send(b"HTTP/1.1 200 Stub\r\n\r\n".to_vec()), Step::Tunnel(to)];
+        Self { steps, proper: true }
+    }
+
     /// Takes the request and never answers, until the client goes away.
     pub fn stall() -> Self {
-        Self::fault(vec![Step::Stall, Step::Close])
+        Self::fault(vec![Step::Stall])
     }
 
     pub fn close() -> Self {
@@ -172,10 +178,12 @@ impl Reply {
     /// Sends byte by byte, with this pause between them.
     pub fn dripping(self, pause: Duration) -> Self {
         let drip = |step| match step {
-            Step::Send(bytes) => Step::Drip(bytes, pause),
-            other => other,
+            Step::Send(bytes) => {
+                bytes.iter().flat_map(|&byte| [Step::Send(vec![byte]), Step::Wait(pause)]).collect()
+            }
+            other => vec![other],
         };
-        Self::fault(self.steps.into_iter().map(drip).collect())
+        Self::fault(self.steps.into_iter().flat_map(drip).collect())
     }
 
     /// Leaves the last `n` bytes out, and then closes the connection.
@@ -203,20 +211,11 @@ impl Reply {
     }
 }
 
-/// The running stub. Ends when it is dropped, with all its connections.
+/// The running stub.
 pub struct Stub {
-    address: SocketAddr,
+    server: Server,
     scheme: &'static str,
-    shared: Arc<Shared>,
-}
-
-type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
-
-struct Shared {
-    handler: Handler,
-    tls: Option<Arc<ServerConfig>>,
-    log: Watched<Log>,
-    stopping: AtomicBool,
+    log: Arc<Watched<Log>>,
 }
 
 #[derive(Default)]
@@ -224,13 +223,13 @@ struct Log {
     requests: Vec<Arc<Request>>,
     per_token: HashMap<String, usize>,
     connections: usize,
-    open: HashMap<usize, TcpStream>,
+    open: usize,
 }
 
 impl Stub {
     /// The closure may do anything before it returns its reply: change the database, or block.
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::launch(None, Box::new(handler))
+        Self::launch(None, handler)
     }
 
     pub fn always(reply: Reply) -> Self {
@@ -241,158 +240,127 @@ impl Stub {
         Self::start(|request| Reply::by_label(request.token()))
     }
 
-    pub fn start_tls(
-        certificate: Certificate,
-        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        Self::launch(Some(tls::server_config(certificate)), Box::new(handler))
+    pub fn always_tls(certificate: Certificate, reply: Reply) -> Self {
+        Self::launch(Some(tls::server_config(certificate)), move |_| reply.clone())
     }
 
-    fn launch(tls: Option<Arc<ServerConfig>>, handler: Handler) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = listener.local_addr().expect("address");
+    fn launch(
+        tls: Option<Arc<ServerConfig>>,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let (log, stopping) = (Watched::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { handler, tls, log, stopping });
-        let acceptor = Arc::clone(&shared);
-        thread::spawn(move || acceptor.accept(&listener));
-        Self { address, scheme, shared }
+        let log = Arc::<Watched<Log>>::default();
+        let seen = Arc::clone(&log);
+        let server = Server::start(move |tcp| {
+            let number = seen.change(|log| {
+                log.connections += 1;
+                log.open += 1;
+                log.connections
+            });
+            // A connection that breaks is what the clients under test do.
+            let _ = answer(tcp, number, tls.as_ref(), &seen, &handler);
+            seen.change(|log| log.open -= 1);
+        });
+        Self { server, scheme, log }
     }
 
     pub fn base(&self) -> String {
-        format!("{}://{}/xcx", self.scheme, self.address)
+        format!("{}://{}/xcx", self.scheme, self.server.address)
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address
     }
 
     pub fn requests(&self) -> usize {
-        self.shared.log.lock().requests.len()
+        self.log.lock().requests.len()
     }
 
     pub fn connections(&self) -> usize {
-        self.shared.log.lock().connections
+        self.log.lock().connections
     }
 
     pub fn recorded(&self) -> Vec<Arc<Request>> {
-        self.shared.log.lock().requests.clone()
+        self.log.lock().requests.clone()
+    }
+
+    /// What each request asks for: of a tunnel, `host:port`.
+    pub fn paths(&self) -> Vec<String> {
+        self.recorded().iter().map(|request| request.path.clone()).collect()
     }
 
     /// Waits until `n` requests came in; gives the n-th.
     pub fn await_request(&self, n: usize) -> Arc<Request> {
-        let found = self.shared.log.wait(PATIENCE, |log| log.requests.get(n - 1).cloned());
+        let found = self.log.wait(PATIENCE, |log| log.requests.get(n - 1).cloned());
         found.unwrap_or_else(|| panic!("only {} of {n} requests came", self.requests()))
     }
 
     pub fn await_all_closed(&self) {
-        let closed = self.shared.log.wait(PATIENCE, |log| log.open.is_empty().then_some(()));
+        let closed = self.log.wait(PATIENCE, |log| (log.open == 0).then_some(()));
         closed.expect("all connections closed");
     }
 }
 
-impl Drop for Stub {
-    fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread.
-        let _ = TcpStream::connect(self.address);
-        for connection in self.shared.log.lock().open.values() {
-            let _ = connection.shutdown(Shutdown::Both);
+/// Answers the requests of a connection until it is to end.
+fn answer(
+    tcp: TcpStream,
+    connection: usize,
+    tls: Option<&Arc<ServerConfig>>,
+    log: &Watched<Log>,
+    handler: &impl Fn(&Request) -> Reply,
+) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = tcp.try_clone()?;
+    let wire: Box<dyn Wire> = match tls {
+        None => Box::new(tcp),
+        Some(config) => {
+            let tls = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+            Box::new(StreamOwned::new(tls, tcp))
         }
-    }
-}
-
-trait Wire: Read + Write + Send {}
-impl<T: Read + Write + Send> Wire for T {}
-
-impl Shared {
-    fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        for connection in listener.incoming() {
-            if self.stopping.load(Ordering::SeqCst) {
-                return;
-            }
-            let Ok((tcp, registered)) = connection.and_then(|tcp| Ok((tcp.try_clone()?, tcp))) else {
-                continue;
-            };
-            let _ = tcp.set_nodelay(true);
-            let number = self.log.change(|log| {
-                log.connections += 1;
-                log.open.insert(log.connections, registered);
-                log.connections
-            });
-            let shared = Arc::clone(self);
-            thread::spawn(move || {
-                // A connection that breaks is what the clients under test do.
-                let reset = shared.serve(tcp, number).unwrap_or(false);
-                shared.close(number, reset);
-            });
-        }
-    }
-
-    /// Answers requests until the connection is to end; true when by a reset.
-    fn serve(&self, tcp: TcpStream, connection: usize) -> io::Result<bool> {
-        let wire: Box<dyn Wire> = match &self.tls {
-            None => Box::new(tcp),
-            Some(config) => {
-                let tls = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-                Box::new(StreamOwned::new(tls, tcp))
-            }
-        };
-        let mut wire = BufReader::new(wire);
-        while let Some(mut request) = read_request(&mut wire, connection)? {
-            let request = self.log.change(|log| {
-                let nth = log.per_token.entry(request.token().to_owned()).or_default();
-                *nth += 1;
-                request.nth = *nth;
-                request.number = log.requests.len() + 1;
-                let request = Arc::new(request);
-                log.requests.push(Arc::clone(&request));
-                request
-            });
-            let reply = (self.handler)(&request);
-            count(Total::Faults, usize::from(!reply.proper));
-            for step in reply.steps {
-                match step {
-                    Step::Close => return Ok(false),
-                    Step::Reset => return Ok(true),
-                    step => step.play(&mut wire)?,
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// The thread's own handle is gone: this closes the last one.
-    fn close(&self, connection: usize, reset: bool) {
-        self.log.change(|log| {
-            if let Some(last) = log.open.remove(&connection).filter(|_| reset) {
-                let _ = SockRef::from(&last).set_linger(Some(Duration::ZERO));
-            }
+    };
+    let mut wire = BufReader::new(wire);
+    while let Some(mut request) = read_request(&mut wire, connection)? {
+        let request = log.change(|log| {
+            let nth = log.per_token.entry(request.token().to_owned()).or_default();
+            *nth += 1;
+            request.nth = *nth;
+            request.number = log.requests.len() + 1;
+            let request = Arc::new(request);
+            log.requests.push(Arc::clone(&request));
+            request
         });
+        let reply = handler(&request);
+        count(Total::FAULTS, usize::from(!reply.proper));
+        for step in reply.steps {
+            match step {
+                Step::Wait(pause) => thread::sleep(pause),
+                Step::Send(bytes) => send(&mut wire, &bytes)?,
+                Step::Endless(bytes) => loop {
+                    send(&mut wire, &bytes)?;
+                },
+                Step::Tunnel(to) => {
+                    let server = TcpStream::connect(to)?;
+                    let (from, to) = (server.try_clone()?, socket);
+                    thread::spawn(move || pipe(from, to));
+                    return pipe(wire, server);
+                }
+                // Until the client goes away.
+                Step::Stall => return io::copy(&mut wire, &mut io::sink()).map(drop),
+                Step::Close => return Ok(()),
+                Step::Reset => return SockRef::from(&socket).set_linger(Some(Duration::ZERO)),
+            }
+        }
     }
+    Ok(())
 }
 
-impl Step {
-    fn play(self, wire: &mut BufReader<Box<dyn Wire>>) -> io::Result<()> {
-        match self {
-            Self::Wait(pause) => thread::sleep(pause),
-            Self::Send(bytes) => return send(wire, &bytes),
-            Self::Drip(bytes, pause) => {
-                for byte in bytes {
-                    send(wire, &[byte])?;
-                    thread::sleep(pause);
-                }
-            }
-            Self::Endless(bytes) => loop {
-                send(wire, &bytes)?;
-            },
-            // Until the client goes away.
-            Self::Stall => drop(io::copy(wire, &mut io::sink())),
-            Self::Close | Self::Reset => {}
-        }
-        Ok(())
-    }
+fn pipe(mut from: impl Read, mut to: TcpStream) -> io::Result<()> {
+    io::copy(&mut from, &mut to)?;
+    to.shutdown(Shutdown::Write)
 }
+
+trait Wire: Read + Write {}
+impl<T: Read + Write> Wire for T {}
 
 fn send(wire: &mut BufReader<Box<dyn Wire>>, bytes: &[u8]) -> io::Result<()> {
     wire.get_mut().write_all(bytes)?;
@@ -427,7 +395,7 @@ fn read_request(wire: &mut impl BufRead, connection: usize) -> io::Result<Option
     Ok(Some(request))
 }
 
-pub(super) fn read_line(wire: &mut impl BufRead) -> io::Result<Option<String>> {
+fn read_line(wire: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     if wire.read_until(b'\n', &mut line)? == 0 {
         return Ok(None);

@@ -70,9 +70,7 @@ pub(super) fn server_config(kind: Certificate) -> Arc<ServerConfig> {
     let (certificate, key) = issue(kind);
     let chain = vec![certificate.der().clone()];
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    let config = ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("TLS versions")
+    let config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, key.into())
         .expect("TLS configuration");

@@ -4,36 +4,26 @@ use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// What is counted.
-#[derive(Clone, Copy, Debug)]
-pub enum Total {
-    Runs,
+/// What is counted, by the name that it has in the sums.
+pub struct Total(&'static str);
+
+impl Total {
+    pub const RUNS: Self = Self("runs");
     /// Replies of the stub that were no proper answer, servers frozen, and the like.
-    Faults,
-    Kills,
+    pub const FAULTS: Self = Self("faults injected");
+    pub const KILLS: Self = Self("kills");
     /// Seeded tokens of which a test made sure that they are still there.
-    AtRisk,
-    Lost,
-    Leaked,
-    Commands,
-    Requests,
-    Walls,
+    pub const AT_RISK: Self = Self("tokens at risk");
+    pub const LOST: Self = Self("tokens lost");
+    pub const LEAKED: Self = Self("secrets leaked");
+    pub const COMMANDS: Self = Self("commands disturbed");
+    pub const REQUESTS: Self = Self("requests disturbed");
+    pub const WALLS: Self = Self("walls of silence");
 }
 
 /// Adds to a total in the file that `TEST_TOTALS` names, if any, for a sum over all test binaries
 /// (nothing found, 0, is worth a line there too).
-pub fn count(total: Total, n: usize) {
-    let name = match total {
-        Total::Runs => "runs",
-        Total::Faults => "faults injected",
-        Total::Kills => "kills",
-        Total::AtRisk => "tokens at risk",
-        Total::Lost => "tokens lost",
-        Total::Leaked => "secrets leaked",
-        Total::Commands => "commands disturbed",
-        Total::Requests => "requests disturbed",
-        Total::Walls => "walls of silence",
-    };
+pub fn count(Total(name): Total, n: usize) {
     if let Some(path) = env::var_os("TEST_TOTALS") {
         let file = OpenOptions::new().append(true).create(true).open(path);
         // One write, so that lines of several processes do not mix.

@@ -1,11 +1,11 @@
 //! The wire between the program and its database, in the test's hands: every command of the
 //! program stops here, and then what the test says happens to it or to its answer.
 
-use super::{Total, Watched, count, serve};
-use mongodb::bson::raw::{RawDocument, RawDocumentBuf};
+use super::{Server, Total, Watched, count};
+use mongodb::bson::raw::RawDocumentBuf;
 use mongodb::bson::{Document, doc};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 /// A command of the program. Greetings, heartbeats and farewells are none.
@@ -39,51 +39,45 @@ pub enum Act {
     Doubt(i32),
 }
 
-/// A wire to a server. Its threads end with the test process.
+/// A wire to a server.
 pub struct Wire {
-    address: SocketAddr,
+    server: Server,
     seen: Arc<Watched<Vec<Command>>>,
-}
-
-/// What happens to each command, and to what a server says of itself.
-struct Hooks {
-    command: Box<dyn Fn(&Command) -> Act + Send + Sync>,
-    greeting: fn(&mut Document),
 }
 
 impl Wire {
     /// To the server at this `host:port`. The closure says of each command, and then of its answer,
     /// what happens. It may do anything before: change the database, kill the program, or block.
     pub fn to(server: String, command: impl Fn(&Command) -> Act + Send + Sync + 'static) -> Self {
-        Self::launch(server, Hooks { command: Box::new(command), greeting: |_| {} })
+        Self::launch(server, command, |_| {})
     }
 
+    /// Changes what the server says of itself.
     pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
-        Self::launch(server, Hooks { command: Box::new(|_| Act::Pass), greeting })
+        Self::launch(server, |_| Act::Pass, greeting)
     }
 
-    fn launch(server: String, hooks: Hooks) -> Self {
+    fn launch(
+        server: String,
+        command: impl Fn(&Command) -> Act + Send + Sync + 'static,
+        greeting: fn(&mut Document),
+    ) -> Self {
         let seen = Arc::<Watched<_>>::default();
         let log = Arc::clone(&seen);
-        let address = serve(move |mut client| {
+        let server = Server::start(move |mut client| {
             // A client or a server that goes away ends its connections.
             let Ok(mut server) = TcpStream::connect(&server) else { return };
             let _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-            let _ = carry(&mut client, &mut server, &log, &hooks);
+            let _ = carry(&mut client, &mut server, &log, &command, greeting);
             for end in [client, server] {
                 let _ = end.shutdown(Shutdown::Both);
             }
         });
-        Self { address, seen }
+        Self { server, seen }
     }
 
     pub fn address(&self) -> String {
-        self.address.to_string()
-    }
-
-    /// Connection string, of this one server whatever set it is in.
-    pub fn uri(&self) -> String {
-        format!("mongodb://{}/?directConnection=true", self.address)
+        self.server.address.to_string()
     }
 
     pub fn commands(&self) -> Vec<Command> {
@@ -101,7 +95,8 @@ fn carry(
     client: &mut TcpStream,
     server: &mut TcpStream,
     seen: &Watched<Vec<Command>>,
-    hooks: &Hooks,
+    act_on: &impl Fn(&Command) -> Act,
+    greeting: fn(&mut Document),
 ) -> io::Result<()> {
     loop {
         let request = message(client)?;
@@ -110,7 +105,7 @@ fn carry(
             // A heartbeat is answered again and again.
             while {
                 let reply = message(server)?;
-                client.write_all(&edited(&reply, hooks.greeting)?)?;
+                client.write_all(&edited(&reply, greeting)?)?;
                 is_message(&reply) && reply[HEADER] & MORE_TO_COME != 0
             } {}
             continue;
@@ -122,8 +117,8 @@ fn carry(
         let mut reply = Vec::new();
         for answered in [false, true] {
             command.answered = answered;
-            let act = (hooks.command)(&command);
-            count(Total::Faults, usize::from(act != Act::Pass));
+            let act = act_on(&command);
+            count(Total::FAULTS, usize::from(act != Act::Pass));
             let injected = |code: i32| doc! { "code": code, "codeName": "Injected", "errmsg": "injected" };
             match act {
                 Act::Pass | Act::Doubt(_) if !answered => {
@@ -184,11 +179,9 @@ fn whole(head: &[u8], document: &Document) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-fn document(message: &[u8], start: usize) -> io::Result<&RawDocument> {
-    let rest = message.get(start..).unwrap_or_default();
-    let length = rest.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));
-    let document = rest.get(..usize::try_from(length).expect("64 bits"));
-    RawDocument::from_bytes(document.unwrap_or_default()).map_err(io::Error::other)
+fn document(message: &[u8], start: usize) -> io::Result<RawDocumentBuf> {
+    let mut rest = message.get(start..).unwrap_or_default();
+    RawDocumentBuf::from_reader(&mut rest).map_err(io::Error::other)
 }
 
 /// The command of a message, unless it is idle talk.
@@ -198,5 +191,5 @@ fn what(message: &[u8]) -> Option<(String, RawDocumentBuf)> {
     let name = name.as_str();
     let is_idle_talk = ["hello", "ismaster", "endsessions"].contains(&name.to_lowercase().as_str());
     let what = format!("{name} {}", value.as_str().unwrap_or_default());
-    (!is_idle_talk).then(|| (what.trim_end().to_owned(), body.to_owned()))
+    (!is_idle_talk).then(|| (what.trim_end().to_owned(), body.clone()))
 }

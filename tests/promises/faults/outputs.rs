@@ -2,9 +2,8 @@
 
 use std::fs::{self, File};
 
-use super::Fate::{Recycled, Refreshed};
-use super::support::{Mongod, Run, Total, binary, count, scratch_dir};
-use super::{assert_fates, each, gated};
+use super::support::{Mongod, Run, Stub, Total, binary, count, scratch_dir};
+use super::{Trial, each, struck};
 
 /// What a shell does with the outputs, and whether something cannot be told then, in a plain run and
 /// under `--json`. A closed pipe is nobody's fault. That files vanish is a test of `files`.
@@ -27,29 +26,26 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
     let modes = ["--delay-ms=0", "-v", "--json"];
     let rows: Vec<_> = OUTPUTS.iter().flat_map(|output| modes.map(|mode| (output, mode))).collect();
     each(&rows, |&(&(script, plain, json), mode)| {
-        count(Total::Faults, 1);
-        let db = Mongod::shared().fresh_db();
-        let ids = db.add_labelled(&["invalid", "valid", "valid", "valid"]);
-        let before = db.snapshot();
-        let (api, moment) = gated(2);
+        count(Total::FAULTS, 1);
+        let trial = Trial::new(Mongod::shared().fresh_db(), &["invalid", "valid", "valid", "valid"]);
         let (log, code) = (scratch_dir().join("log"), scratch_dir().join("code"));
-        let mut run = Run::new(&db, &api).no_args().program("sh").args(["-c", script]).env("CODE", code);
-        run = run.env("PATH", "/usr/bin:/bin").arg(binary()).arg(mode);
-        if script != FULL_LOG {
-            run = run.arg("--log-file").arg(&log);
-        }
-        let live = run.start();
-        moment.come();
-        if script == LOG_BECOMES_FOLDER {
-            fs::remove_file(&log).expect("log file");
-            fs::create_dir(&log).expect("folder");
-        }
-        drop(moment);
+        let run = |api: &Stub| {
+            let run = Run::new(&trial.db, api).no_args().program("sh").args(["-c", script]);
+            let run = run.env("CODE", code).env("PATH", "/usr/bin:/bin").arg(binary()).arg(mode);
+            if script == FULL_LOG { run } else { run.arg("--log-file").arg(&log) }
+        };
+        let spoil = || {
+            if script == LOG_BECOMES_FOLDER {
+                fs::remove_file(&log).expect("log file");
+                fs::create_dir(&log).expect("folder");
+            }
+        };
+        let (_api, live) = struck(2, run, spoil);
         let outcome = live.wait();
         let untold = if mode == "--json" { json } else { plain };
         assert_eq!(outcome.code, Some(i32::from(untold)), "{outcome:?}");
         assert!(!outcome.log().contains("panicked"), "{outcome:?}");
-        assert_fates(&db, &before, &ids, &[Recycled, Refreshed, Refreshed, Refreshed]);
+        trial.assert_ends("x+++");
         if log.is_file() && script != CUT_LOG {
             assert!(fs::read_to_string(&log).expect("the log file").contains("🎉 刷新完成"));
         }

@@ -1,176 +1,112 @@
-//! Real servers that stall, refuse or have ideas of their own, and clocks that are wrong.
+//! Real servers that go away while the program works, that stall, refuse or have ideas of their own,
+//! and clocks that are wrong. What can be waited for costs nothing; what cannot, deletes nothing, and
+//! the next run completes it. A connection that is lost at each single command is a test of `steps`.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use mongodb::bson::doc;
+use mongodb::bson::{Bson, doc};
 
-use super::Fate::{self, Kept, Recycled, Refreshed};
 use super::support::{
-    Mongod, Outcome, ReplicaSet, Reply, Run, Seed, Signal, Stub, TestDb, Total, await_true, count, file,
-    scratch_dir, unique_token,
+    Mongod, ReplicaSet, Reply, Run, Seed, Signal, Stub, TestDb, Total, await_true, count, file, scratch_dir,
+    unique_token,
 };
-use super::{
-    assert_fates, assert_report, assert_whole, each, fresh_db, gated, of_tokens, report, single, talkative,
-    with_option,
-};
+use super::{Trial, assert_report, assert_whole, each, report, single, struck, talkative, with_option};
 
-/// Two that go and two that stay, the last one when all others are judged.
-const LABELS: [&str; 4] = ["invalid", "valid", "invalid", "valid"];
+/// What happens to a server, and what brings it back.
+type Harm = (&'static str, fn(&Mongod), fn(&Mongod));
 
-/// A short limit on every operation, so that what is waited for in vain costs little.
-fn limited(db: &TestDb, api: &Stub) -> Run {
-    talkative(db, api).env("MONGODB_URI", with_option(&db.uri, "timeoutMS=4000"))
+const KILL: Harm = ("SIGKILL", Mongod::kill, Mongod::restart);
+const FREEZE: Harm = ("SIGSTOP", Mongod::freeze, Mongod::thaw);
+const LOCK: Harm = ("locked for a backup, so that writes wait", Mongod::lock, Mongod::unlock);
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    /// The server is back after so many seconds.
+    Back(u64),
+    /// The run gives up before it is.
+    Lost,
+    /// A signal comes when a write waits.
+    Stopped,
 }
+use Then::{Back, Lost, Stopped};
 
-/// The run took no token away and says that the database takes no writes.
-#[track_caller]
-fn assert_withheld(db: &TestDb, outcome: &Outcome, success: usize) {
-    let counts = [("success", success), ("withheld", 2), ("unprocessed", 2 - success)];
-    assert_report(outcome, &report(db, 1, Some("database"), &counts));
-    assert_eq!(db.tokens().count_documents(doc! {}).run().expect("count"), 4);
-    assert!(db.snapshot().bin.is_empty(), "a copy is left behind");
-}
+/// Three that go and three that stay; the last one is written after all others are judged.
+const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "valid"];
+const DONE: &str = "x+x+x+";
+
+/// While the API is asked which question (six, then the second ones) what happens, and what becomes
+/// of each token.
+const OUTAGES: [(usize, Harm, Then, &str); 15] = [
+    (2, FREEZE, Lost, "w!----"),
+    (8, FREEZE, Lost, "x+w+w+"),
+    (2, LOCK, Lost, "w!----"),
+    (2, LOCK, Stopped, "w!----"),
+    (2, KILL, Lost, "w!----"),
+    (6, KILL, Lost, "w+w+w!"),
+    (7, KILL, Lost, "w+w+w+"),
+    (9, KILL, Lost, "x+x+w+"),
+    (2, KILL, Back(14), DONE),
+    (8, KILL, Back(12), DONE),
+    (4, FREEZE, Back(8), DONE),
+    (6, KILL, Back(3), DONE),
+    (1, KILL, Back(2), DONE),
+    (7, KILL, Back(2), DONE),
+    (9, FREEZE, Back(3), DONE),
+];
 
 #[test]
-fn no_majority_and_nothing_is_deleted_nor_left_behind() {
-    let set = ReplicaSet::start_of(3, true, 5000);
-    let primary = set.primary().host();
-    let secondary = set.nodes[..2].iter().find(|node| node.host() != primary).expect("a secondary");
-    let db = set.fresh_db("no-majority");
-    let ids = db.add_labelled(&LABELS);
-    let before = db.snapshot();
-    secondary.kill();
-    let api = Stub::by_label();
-    // Once with its own limits, and then again and again.
-    assert_withheld(&db, &talkative(&db, &api).go(), 2);
-    for _ in 0..3 {
-        assert_withheld(&db, &limited(&db, &api).go(), 2);
-    }
-    assert_whole(&db, &before);
-    secondary.restart();
-    set.await_healthy();
-    talkative(&db, &api).go().expect(0);
-    assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
-}
-
-#[test]
-fn secondaries_that_stall_and_defaults_of_the_cluster() {
-    let set = ReplicaSet::start_of(3, false, 5000);
-    let primary = set.primary();
-    let cases = [false, true].map(|in_delete_step| {
-        let db = set.fresh_db(&format!("stall-{in_delete_step}"));
-        let ids = db.add_labelled(&LABELS);
-        (in_delete_step, db, ids)
-    });
-    let defaults = doc! {
-        "setDefaultRWConcern": 1,
-        "defaultWriteConcern": { "w": "majority", "wtimeout": 100 },
-        "defaultReadConcern": { "level": "majority" },
-        "writeConcern": { "w": "majority", "wtimeout": 1000 },
-    };
-    let admin = set.client().database("admin");
-    await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
-    let stall = |mode: &str| {
-        count(Total::Faults, 1);
-        for node in set.nodes.iter().filter(|node| node.host() != primary.host()) {
-            node.admin(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode });
-        }
-    };
-    for (in_delete_step, db, ids) in cases {
-        let before = db.snapshot();
-        // The last check, or the second question about the second token.
-        let (api, moment) = gated(if in_delete_step { 6 } else { 4 });
-        let live = limited(&db, &api).start();
-        moment.come();
-        stall("alwaysOn");
-        drop(moment);
-        let outcome = live.wait();
-        let (deleted, withheld) = if in_delete_step { (1, 1) } else { (0, 2) };
-        let counts = [("success", 2), ("deleted", deleted), ("withheld", withheld)];
-        assert_report(&outcome, &report(&db, 1, Some("database"), &counts));
-        // Until then a read of a majority, the default now, waits for ever.
-        stall("off");
-        assert!(assert_whole(&db, &before).is_empty());
-        await_true("the secondaries to follow", || limited(&db, &api).go().code == Some(0));
-        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
-    }
-}
-
-#[test]
-fn errors_of_the_server_itself() {
-    let server = &single().nodes[0];
-    // The command, the code, how often, and exit code and counts: success, failed, deleted, withheld.
-    let rows = [
-        ("update", 11_600, 2, 0, [3, 0, 2, 0]),
-        // The first token is valid: that it stays the oldest does not make it one for the cleanup.
-        ("update", 121, 1, 3, [2, 1, 2, 0]),
-        ("insert", 91, 2, 0, [3, 0, 2, 0]),
-        ("delete", 189, 2, 0, [3, 0, 2, 0]),
-        ("find", 13_436, 2, 0, [3, 0, 2, 0]),
-        ("delete", 262, 1, 0, [3, 0, 2, 0]),
-        ("delete", 50, 1, 0, [3, 0, 2, 0]),
-        ("insert", 8_000, 1, 1, [3, 0, 0, 2]),
-        ("insert", 13, 1, 1, [3, 0, 0, 2]),
-        ("delete", 13, 1, 1, [3, 0, 0, 2]),
-    ];
-    for (command, code, times, exit, counts) in rows {
-        eprintln!("{command} {code}");
-        let db = fresh_db();
-        let unused = db.add_used("valid", 41.0);
-        db.add_labelled(&LABELS);
-        let before = db.snapshot();
-        let (api, moment) = gated(1);
-        let uri = with_option(&db.uri, &format!("appName={}", db.name));
-        let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-delete", "3"]);
-        let live = run.env("MONGODB_URI", uri).start();
-        moment.come();
-        count(Total::Faults, 1);
-        let data = doc! { "failCommands": [command], "errorCode": code, "appName": &db.name };
-        server.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data });
-        drop(moment);
-        let outcome = live.wait();
-        server.admin(doc! { "configureFailPoint": "failCommand", "mode": "off" });
-        let [success, failed, deleted, withheld] = counts;
-        let counts = of_tokens([success, failed, deleted, withheld, 0]);
-        assert_report(&outcome, &report(&db, exit, (exit == 1).then_some("database"), &counts));
-        assert!(assert_whole(&db, &before).is_empty() && db.token(unused).is_some());
-        talkative(&db, &Stub::by_label()).go().expect(0);
-        assert_whole(&db, &before);
-    }
-}
-
-#[test]
-fn a_server_that_is_locked_for_a_backup_or_never_answers() {
-    each(&[false, true], |&by_signal| {
-        let set = ReplicaSet::start_of(1, false, 5000);
-        let server = &set.nodes[0];
-        let db = set.fresh_db("locked");
-        let ids = db.add_labelled(&LABELS);
-        let before = db.snapshot();
-        let (api, moment) = gated(2);
-        let live = if by_signal { talkative(&db, &api) } else { limited(&db, &api) }.start();
-        moment.come();
-        count(Total::Faults, 1);
-        server.admin(doc! { "fsync": 1, "lock": true });
-        drop(moment);
+fn a_server_that_goes_away_in_mid_run() {
+    each(&OUTAGES, |&(question, (harm, strike, heal), then, ends)| {
+        let server = Mongod::start();
+        let trial = Trial::new(server.fresh_db(), &LABELS);
+        server.admin(doc! { "fsync": 1 });
+        // What does not come back is not waited for half a minute.
+        let uri = with_option(&trial.db.uri, if then == Lost { "timeoutMS=3000" } else { "" });
+        let run = |api: &Stub| talkative(&trial.db, api).env("MONGODB_URI", uri);
+        let (_api, live) = struck(question, run, || strike(&server));
         let start = Instant::now();
-        if by_signal {
-            await_true("a write that waits", || is_waiting(server, &db.name));
-            live.signal(Signal::TERM);
+        match then {
+            Back(seconds) => {
+                thread::sleep(Duration::from_secs(seconds));
+                heal(&server);
+            }
+            Lost => {}
+            Stopped => {
+                await_true("a write that waits", || is_waiting(&server, &trial.db.name));
+                live.signal(Signal::TERM);
+            }
         }
         let outcome = live.wait();
-        // 4 s, or 2 s after a signal; the rest is for a busy machine.
-        assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
-        let (code, stopped) = if by_signal { (143, "signal") } else { (1, "database") };
-        let counts = [("failed", 1), ("withheld", 1), ("unprocessed", 2)];
-        assert_report(&outcome, &report(&db, code, Some(stopped), &counts));
-        server.admin(doc! { "fsyncUnlock": 1 });
-        assert!(assert_whole(&db, &before).is_empty());
-        talkative(&db, &api).go().expect(0);
-        assert_fates(&db, &before, &ids, &[Recycled, Refreshed].repeat(2));
+        // A lock: 3 s, or 2 s after a signal; the rest is for a busy machine.
+        let limit = Duration::from_secs(if harm == LOCK.0 { 12 } else { 40 });
+        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
+        let code = match then {
+            Back(_) => 0,
+            Lost => 1,
+            Stopped => 143,
+        };
+        assert_report(&outcome, &trial.report(code, ends));
+        if code != 0 {
+            heal(&server);
+        }
+        let both = assert_whole(&trial.db, &trial.before);
+        assert!(both.is_empty() || harm != LOCK.0, "living and in the bin: {both:?}");
+        if outcome.stat("删除") == 0 {
+            assert_eq!(trial.db.snapshot().tokens.len(), LABELS.len());
+        }
+        // A killed server may forget what it had not yet written to its disk, the others not.
+        if code == 0 && harm != KILL.0 {
+            trial.assert_ends(DONE);
+        }
+        trial.assert_completed();
+        if harm == LOCK.0 {
+            trial.assert_ends(DONE);
+        }
     });
 }
 
@@ -182,6 +118,124 @@ fn is_waiting(server: &Mongod, db: &str) -> bool {
     ];
     let admin = server.client().database("admin");
     admin.aggregate(pipeline).run().expect("current operations").next().is_some()
+}
+
+#[test]
+fn a_replica_set_that_changes_its_primary_in_mid_run() {
+    let set = ReplicaSet::start_of(3, false, 1000);
+    let labels = ["invalid", "valid"].repeat(20);
+    // In this order: who stepped down is not elected again for half a minute.
+    for (dies, in_delete_step) in [(true, false), (true, true), (false, false), (false, true)] {
+        eprintln!("dies: {dies}, in the delete step: {in_delete_step}");
+        let trial = Trial::new(set.fresh_db(), &labels);
+        let primary = set.primary();
+        let change = || if dies { primary.kill() } else { set.step_down() };
+        let run = |api: &Stub| talkative(&trial.db, api).args(["--max-delete", "100%"]);
+        let (_api, live) = struck(if in_delete_step { 45 } else { 6 }, run, change);
+        let outcome = live.wait();
+        if dies {
+            primary.restart();
+        }
+        set.await_healthy();
+        trial.assert_end(&outcome, 0, &"x+".repeat(20));
+    }
+}
+
+/// A short limit on every operation, so that what is waited for in vain costs little.
+fn limited(db: &TestDb, api: &Stub) -> Run {
+    talkative(db, api).env("MONGODB_URI", with_option(&db.uri, "timeoutMS=4000"))
+}
+
+#[test]
+fn no_majority_and_nothing_is_deleted_nor_left_behind() {
+    let set = ReplicaSet::start_of(3, true, 5000);
+    let primary = set.primary().host();
+    let secondary = set.nodes[..2].iter().find(|node| node.host() != primary).expect("a secondary");
+    let trial = Trial::new(set.fresh_db(), &LABELS);
+    secondary.kill();
+    let api = Stub::by_label();
+    // Once with its own limits, and then again and again.
+    for run in [talkative, limited, limited, limited] {
+        // No copy is left behind either.
+        trial.assert_end(&run(&trial.db, &api).go(), 1, "w+w+w+");
+    }
+    secondary.restart();
+    set.await_healthy();
+    talkative(&trial.db, &api).go().expect(0);
+    trial.assert_ends(DONE);
+}
+
+#[test]
+fn secondaries_that_stall_and_defaults_of_the_cluster() {
+    let set = ReplicaSet::start_of(3, false, 5000);
+    let primary = set.primary();
+    // The last check, or the second question about the second token.
+    let cases = [(6, "w+w+w+"), (8, "x+w+w+")]
+        .map(|(question, ends)| (question, ends, Trial::new(set.fresh_db(), &LABELS)));
+    let defaults = doc! {
+        "setDefaultRWConcern": 1,
+        "defaultWriteConcern": { "w": "majority", "wtimeout": 100 },
+        "defaultReadConcern": { "level": "majority" },
+        "writeConcern": { "w": "majority", "wtimeout": 1000 },
+    };
+    let admin = set.client().database("admin");
+    await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
+    let stall = |mode: &str| {
+        count(Total::FAULTS, 1);
+        for node in set.nodes.iter().filter(|node| node.host() != primary.host()) {
+            node.admin(doc! { "configureFailPoint": "rsSyncApplyStop", "mode": mode });
+        }
+    };
+    for (question, ends, trial) in cases {
+        let (api, live) = struck(question, |api| limited(&trial.db, api), || stall("alwaysOn"));
+        let outcome = live.wait();
+        assert_report(&outcome, &trial.report(1, ends));
+        // Until then a read of a majority, the default now, waits for ever.
+        stall("off");
+        assert!(assert_whole(&trial.db, &trial.before).is_empty());
+        await_true("the secondaries to follow", || limited(&trial.db, &api).go().code == Some(0));
+        trial.assert_ends(DONE);
+    }
+}
+
+#[test]
+fn errors_of_the_server_itself() {
+    let server = &single().nodes[0];
+    // The command, the code, how often, exit code, and what becomes of each token.
+    let rows = [
+        ("update", 11_600, 2, 0, "+x+x+"),
+        // That it stays the oldest does not make a valid token one for the cleanup.
+        ("update", 121, 1, 3, "!x+x+"),
+        ("insert", 91, 2, 0, "+x+x+"),
+        ("delete", 189, 2, 0, "+x+x+"),
+        ("find", 13_436, 2, 0, "+x+x+"),
+        ("delete", 262, 1, 0, "+x+x+"),
+        ("delete", 50, 1, 0, "+x+x+"),
+        ("insert", 8_000, 1, 1, "+w+w+"),
+        ("insert", 13, 1, 1, "+w+w+"),
+        ("delete", 13, 1, 1, "+w+w+"),
+    ];
+    for (command, code, times, exit, ends) in rows {
+        eprintln!("{command} {code}");
+        let db = single().fresh_db();
+        let unused = db.add_used("valid", 41.0);
+        let labelled = db.add_labelled(&["invalid", "valid", "invalid", "valid"]);
+        let trial = Trial::of([vec![unused], labelled].concat(), db);
+        let name = &trial.db.name;
+        let data = doc! { "failCommands": [command], "errorCode": code, "appName": name };
+        let fail = |mode: Bson| {
+            drop(server.admin(doc! { "configureFailPoint": "failCommand", "mode": mode, "data": &data }));
+        };
+        let uri = with_option(&trial.db.uri, &format!("appName={name}"));
+        let flags = ["--cleanup-days", "30", "--max-delete", "3"];
+        let run = |api: &Stub| talkative(&trial.db, api).args(flags).env("MONGODB_URI", uri);
+        count(Total::FAULTS, 1);
+        let (_api, live) = struck(1, run, || fail(doc! { "times": times }.into()));
+        let outcome = live.wait();
+        fail("off".into());
+        trial.assert_end(&outcome, exit, ends);
+        trial.assert_completed();
+    }
 }
 
 /// A library that moves the wall clock by `SHIFT_SECONDS`, and all other clocks a minute on once
@@ -216,8 +270,8 @@ fn a_clock_that_is_wrong_changes_nothing() {
     let wrong = hours.into_iter().map(|hours| (hours * HOUR, 1));
     let rows: Vec<_> = wrong.chain([(HOUR / 2, 0), (-HOUR / 2, 0)]).collect();
     each(&rows, |&(shift, code)| {
-        count(Total::Faults, 1);
-        let db = fresh_db();
+        count(Total::FAULTS, 1);
+        let db = single().fresh_db();
         db.add_labelled(&["invalid", "valid", "valid"]);
         db.add_used("valid", 20.0);
         db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
@@ -240,7 +294,7 @@ fn a_clock_that_is_wrong_changes_nothing() {
 
 #[test]
 fn a_long_run_tells_its_progress_once_a_minute() {
-    let db = fresh_db();
+    let db = single().fresh_db();
     db.add_labelled(&["valid", "valid", "valid", "valid"]);
     let told = "[INFO] ⏳ 进度: 2/4，成功 2，失败 0，大约还需 ";
     for (flags, expected) in [(&[][..], Some(told)), (&["-q"], None)] {
@@ -265,23 +319,23 @@ fn a_long_run_tells_its_progress_once_a_minute() {
 
 /// What an account may do with tokens and bin; what becomes of a valid token, an invalid one, and
 /// one that the cleanup would take; what a warning names.
-type Account = (&'static str, &'static str, &'static str, [Fate; 3], Option<&'static str>);
+type Account = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>);
 
 const BIN: Option<&str> = Some("baoming_tokens_deleted");
 const ACCOUNTS: [Account; 6] = [
-    ("all", "find update remove", "find insert remove", [Refreshed, Recycled, Recycled], None),
-    ("no-bin", "find update remove", "collStats", [Refreshed, Kept, Kept], BIN),
-    ("read-bin", "find update remove", "find remove", [Refreshed, Kept, Kept], BIN),
-    ("no-purge", "find update remove", "insert", [Refreshed, Recycled, Recycled], BIN),
-    ("no-remove", "find update", "find insert remove", [Refreshed, Kept, Kept], Some("没有权限")),
-    ("read-only", "find", "find", [Kept; 3], Some("没有权限")),
+    ("all", "find update remove", "find insert remove", "+xc", None),
+    ("no-bin", "find update remove", "collStats", "+w.", BIN),
+    ("read-bin", "find update remove", "find remove", "+w.", BIN),
+    ("no-purge", "find update remove", "insert", "+xc", BIN),
+    ("no-remove", "find update", "find insert remove", "+w.", Some("没有权限")),
+    ("read-only", "find", "find", "!w.", Some("没有权限")),
 ];
 
 #[test]
 fn an_account_that_may_not_do_all_loses_nothing() {
     let server = Mongod::start_with_auth();
-    each(&ACCOUNTS, |&(name, tokens, bin, fates, missing)| {
-        count(Total::Faults, 1);
+    each(&ACCOUNTS, |&(name, tokens, bin, ends, missing)| {
+        count(Total::FAULTS, 1);
         let db = server.fresh_db();
         let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
         let privileges: [(&str, &[&str]); 3] =
@@ -290,25 +344,19 @@ fn an_account_that_may_not_do_all_loses_nothing() {
         let mut ids = db.add_labelled(&["invalid", "valid"]);
         ids.reverse();
         ids.push(db.add_used("unclear", 41.0));
-        let before = db.snapshot();
+        let trial = Trial::of(ids, db);
         // The collection is there, and an entry that is due for the purge.
-        db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
+        trial.db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
         let api = Stub::by_label();
-        let run = talkative(&db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
+        let run = talkative(&trial.db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
         let outcome = run.env("MONGODB_URI", uri).go();
-        let [is_refreshed, is_done] = [fates[0] == Refreshed, fates[1] == Recycled];
-        let (code, stopped) = if is_done { (0, None) } else { (1, Some("database")) };
-        let counts = [
-            (if is_refreshed { "success" } else { "failed" }, 1),
-            (if is_done { "deleted" } else { "withheld" }, 1),
-            ("cleaned", usize::from(is_done)),
-        ];
-        assert_report(&outcome, &report(&db, code, stopped, &counts));
+        let is_done = ends == "+xc";
+        assert_report(&outcome, &trial.report(i32::from(!is_done), ends));
         let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
         let mut warnings = outcome.stderr.lines().filter(is_loud);
         assert!(missing.is_none_or(|it| warnings.any(|line| line.contains(it))), "{}", outcome.stderr);
-        let old = db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete").deleted_count;
+        let old = trial.db.bin().delete_one(doc! { "reason": "old" }).run().expect("delete").deleted_count;
         assert_eq!(old == 0, is_done && bin.contains(&"remove"), "purged");
-        assert_fates(&db, &before, &ids, &fates);
+        trial.assert_ends(ends);
     });
 }

@@ -3,18 +3,21 @@
 //! living or whole in the bin, the counts equal the database, exit code and log say what happened.
 
 use std::ffi::OsString;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use mongodb::bson::{Document, RawDocumentBuf, doc};
 use mongodb::sync::Collection;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::support::wire::Command;
 use super::support::{
     self, Act, Outcome, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, unique_token,
     wall_clock_days_ago,
 };
-use super::{Gate, assert_whole, each, fresh_db, id_of, single, sum, talkative};
+use super::{
+    assert_report, assert_whole, come, each, id_of, report, single, sum, talkative, token_of, wait_at,
+};
 
 /// A kind of run.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ struct Scenario {
     name: &'static str,
     /// Fills the database; gives the arguments.
     seed: fn(&TestDb) -> Vec<OsString>,
+    /// What an undisturbed run counts.
+    counts: &'static [(&'static str, usize)],
     /// How many tokens live when it is done, none of them invalid.
     living: usize,
     /// The commands that it must have, so that none is passed over unseen.
@@ -35,6 +40,7 @@ const SCENARIOS: [Scenario; 4] = [
             db.add_labelled(&["invalid", "valid"]);
             Vec::new()
         },
+        counts: &[("success", 1), ("deleted", 1)],
         living: 1,
         writes: &["update baoming_tokens", "insert baoming_tokens_deleted", "delete baoming_tokens"],
     },
@@ -46,6 +52,7 @@ const SCENARIOS: [Scenario; 4] = [
             db.add_to_bin(Seed::new(&unique_token("purged")).0, "old", 31.0 * 24.0);
             ["--cleanup-days", "30", "--max-age-days", "7"].map(OsString::from).into()
         },
+        counts: &[("success", 1), ("cleaned", 1)],
         living: 1,
         writes: &["insert baoming_tokens_deleted", "delete baoming_tokens", "delete baoming_tokens_deleted"],
     },
@@ -58,6 +65,7 @@ const SCENARIOS: [Scenario; 4] = [
             db.tokens().delete_many(doc! {}).run().expect("delete");
             ["--restore-hours", "24"].map(OsString::from).into()
         },
+        counts: &[("success", 2)],
         living: 2,
         writes: &["insert baoming_tokens", "delete baoming_tokens_deleted"],
     },
@@ -74,6 +82,7 @@ const SCENARIOS: [Scenario; 4] = [
             let file = support::file("baoming_tokens.json", file.to_string(), 0o600);
             vec!["--import-json".into(), file.into()]
         },
+        counts: &[("success", 2)],
         living: 2,
         writes: &["insert baoming_tokens"],
     },
@@ -136,6 +145,13 @@ enum Blow {
     Term(Act),
 }
 
+impl Blow {
+    /// Whether the program waits for what the test does.
+    fn waits(self) -> bool {
+        !matches!(self, Self::Passing(_) | Self::Once(_) | Self::Gone)
+    }
+}
+
 /// All that can happen to a command, each with whether it does so once the server carried it out.
 fn blows(is_write: bool) -> Vec<(bool, Blow)> {
     use Act::{Cut, Doubt, Fail, Hold, Pass};
@@ -151,18 +167,20 @@ fn blows(is_write: bool) -> Vec<(bool, Blow)> {
     first.chain(then.into_iter().chain(of_writes).map(|blow| (true, blow))).collect()
 }
 
+/// There is no such command.
+const UNDISTURBED: (usize, bool, Blow) = (0, false, Blow::Passing(Act::Pass));
+
 /// A run over a wire on which this happens at the n-th command; what was struck, if any, and what
 /// the database held before the run, or once somebody else had changed it.
-fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, Blow)>) -> Run {
-    let (gate, moment) = Gate::new();
+fn run(db: &TestDb, args: &[OsString], options: &str, (n, answered, blow): (usize, bool, Blow)) -> Run {
+    let (gate, moment) = channel();
     let mut before = db.snapshot();
     let wire = Wire::to(single().nodes[0].host(), move |command| {
-        let Some((n, answered, blow)) = at else { return Act::Pass };
         if (command.number, command.answered) != (n, answered) {
             return if blow == Blow::Gone && command.number > n { Act::Cut } else { Act::Pass };
         }
-        if !matches!(blow, Blow::Passing(_) | Blow::Once(_) | Blow::Gone) {
-            gate.wait();
+        if blow.waits() {
+            wait_at(&gate);
         }
         match blow {
             Blow::Passing(act) | Blow::Once(act) | Blow::Term(act) => act,
@@ -171,42 +189,40 @@ fn run(db: &TestDb, args: &[OsString], options: &str, at: Option<(usize, bool, B
         }
     });
     // What is waited for in vain costs no half minute.
-    let is_lasting = matches!(at, Some((_, _, Blow::Once(Act::Hold) | Blow::Gone)));
-    let uri = wire.uri() + options + if is_lasting { "&timeoutMS=1000" } else { "" };
+    let is_lasting = matches!(blow, Blow::Once(Act::Hold) | Blow::Gone);
+    // This one server, whatever set it is in.
+    let uri = format!("mongodb://{}/?directConnection=true{options}", wire.address());
+    let uri = uri + if is_lasting { "&timeoutMS=1000" } else { "" };
     let api = Stub::by_label();
-    let live = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri).start();
-    let blow = at.map(|(.., blow)| blow);
-    if let Some(Blow::Kill | Blow::Term(_) | Blow::Change(..) | Blow::Rival) = blow {
-        moment.come();
-    }
+    let run = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri);
+    let live = run.limit(Duration::from_secs(20)).start();
+    let held = blow.waits().then(|| come(&moment));
     match blow {
-        Some(Blow::Term(_)) => live.signal(Signal::TERM),
-        Some(Blow::Change(change, place)) => {
-            count(Total::Faults, 1);
-            let in_bin =
-                before.bin.iter().map(|entry| entry.get_document("token").expect("token").to_owned());
+        Blow::Term(_) => live.signal(Signal::TERM),
+        Blow::Change(change, place) => {
+            count(Total::FAULTS, 1);
+            let in_bin = before.bin.iter().map(token_of);
             let token = before.tokens.iter().cloned().chain(in_bin).nth(place).expect("a token");
             db.disown(id_of(&token));
             change.make(&db.tokens(), &Document::try_from(token).expect("a document"));
             before = db.snapshot();
         }
-        Some(Blow::Rival) => drop(talkative(db, &api).args(args.iter().cloned()).go().expect(0)),
+        Blow::Rival => drop(talkative(db, &api).args(args.iter().cloned()).go().expect(0)),
         _ => {}
     }
     let signalled = Instant::now();
-    let outcome = if blow == Some(Blow::Kill) {
+    let outcome = if blow == Blow::Kill {
         live.kill()
     } else {
-        drop(moment);
+        drop(held);
         live.wait()
     };
     // 2 s; the rest is for a busy machine.
     let is_prompt = signalled.elapsed() < Duration::from_secs(6);
-    assert!(is_prompt || !matches!(blow, Some(Blow::Term(_))), "{:?}", signalled.elapsed());
+    assert!(is_prompt || !matches!(blow, Blow::Term(_)), "{:?}", signalled.elapsed());
     let commands = wire.commands();
-    let struck =
-        at.map(|(n, ..)| commands.get(n - 1).unwrap_or_else(|| panic!("nothing struck: {outcome:?}")));
-    let struck = struck.map_or(String::new(), |command| command.what.clone());
+    assert!(n <= commands.len(), "nothing struck: {outcome:?}");
+    let struck = n.checked_sub(1).map_or(String::new(), |place| commands[place].what.clone());
     Run { before, outcome, struck, commands }
 }
 
@@ -266,6 +282,9 @@ impl Scenario {
             assert_eq!(outcome.signal, Some(9));
             return;
         }
+        if let Blow::Passing(_) = blow {
+            assert_report(outcome, &report(db, 0, None, self.counts));
+        }
         let (now, told) = (db.snapshot().tokens, outcome.json());
         let is_there = |old: &&RawDocumentBuf| now.iter().any(|new| id_of(new) == id_of(old));
         let gone = before.tokens.iter().filter(|old| !is_there(old)).count();
@@ -298,24 +317,14 @@ impl Scenario {
     }
 }
 
-/// The report without what is of the moment.
-fn timeless(outcome: &Outcome) -> Value {
-    let mut told = outcome.json();
-    for of_the_moment in ["database", "started_at", "duration_seconds"] {
-        told[of_the_moment] = Value::Null;
-    }
-    told
-}
-
 #[test]
 fn every_command_broken_in_every_way() {
     let mut rows = Vec::new();
     for scenario in &SCENARIOS {
         for options in OPTIONS {
-            let db = fresh_db();
-            let run = run(&db, &(scenario.seed)(&db), options, None);
-            let undisturbed = run.outcome.clone().expect(0);
-            scenario.assert_sums(&db, &run, Blow::Passing(Act::Pass));
+            let db = single().fresh_db();
+            let run = run(&db, &(scenario.seed)(&db), options, UNDISTURBED);
+            scenario.assert_sums(&db, &run, UNDISTURBED.2);
             scenario.assert_concerns(&run.commands);
             for command in run.commands {
                 let is_write = command.is_write();
@@ -324,23 +333,17 @@ fn every_command_broken_in_every_way() {
                     let can_be = scenario.name != "import" || !matches!(blow, Blow::Change(..) | Blow::Rival);
                     can_be && (options.is_empty() || is_write && matches!(blow, Blow::Once(_) | Blow::Kill))
                 };
-                let row =
-                    |blow| (scenario.name, command.number, blow, options, scenario, timeless(&undisturbed));
+                let row = |blow| (scenario.name, command.number, blow, options, scenario);
                 rows.extend(blows(is_write).into_iter().filter(of_this).map(row));
             }
         }
     }
-    count(Total::Commands, rows.len());
-    each(&rows, |(_, n, (answered, blow), options, scenario, undisturbed)| {
-        let db = fresh_db();
+    count(Total::COMMANDS, rows.len());
+    each(&rows, |(_, n, (answered, blow), options, scenario)| {
+        let db = single().fresh_db();
         let args = (scenario.seed)(&db);
-        let run = run(&db, &args, options, Some((*n, *answered, *blow)));
+        let run = run(&db, &args, options, (*n, *answered, *blow));
         scenario.assert_sums(&db, &run, *blow);
-        let outcome = &run.outcome;
-        assert!(outcome.elapsed < Duration::from_secs(20), "{:?}", outcome.elapsed);
-        if let Blow::Passing(_) = blow {
-            assert_eq!(timeless(outcome), *undisturbed, "{}", outcome.stderr);
-        }
         let again = talkative(&db, &Stub::by_label()).args(args).go().expect(0);
         let is_theirs = matches!(blow, Blow::Change(..));
         assert!(is_theirs || scenario.is_done(&db, &run.before), "{}", again.stderr);

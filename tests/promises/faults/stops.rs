@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 
 use mongodb::bson::doc;
 
-use super::Fate::{Kept, Recycled, Refreshed};
-use super::Verdict::{Gone, Invalid, NoAnswer, Unclear, Unsendable, Valid};
-use super::replies::{run_of, twice};
-use super::support::{Mongod, Reply, Seed, Signal, Stub, Total, count, unique_token};
-use super::{Fate, Verdict, assert_fates, assert_report, dry, each, gated_by, of_tokens, report, talkative};
+use super::support::{Mongod, Reply, Signal, Stub, Total, count};
+use super::{Trial, assert_report, come, dry, each, gated, report, talkative};
 
 /// What is waited for between two tries: the name; the replies to the first tries, of which the
-/// last one goes for all that follow; flags; from each try to the next, in seconds.
-type Tries = (&'static str, Vec<Reply>, &'static [&'static str], Verdict, &'static [u64]);
+/// last one goes for all that follow; flags; what becomes of the token; from each try to the next,
+/// in seconds.
+type Tries = (&'static str, Vec<Reply>, &'static [&'static str], char, &'static [u64]);
 
 fn tries() -> Vec<Tries> {
     let transient: [(&str, Reply); 13] = [
@@ -31,34 +29,34 @@ fn tries() -> Vec<Tries> {
         ("503 with an odd Retry-After", Reply::json(503, "{}").header("Retry-After", "soon")),
         ("200 with Retry-After, truncated", Reply::valid().header("Retry-After", "9").truncated(1)),
     ];
-    let settled: [(&str, Reply, Verdict); 8] = [
-        ("valid", Reply::valid(), Valid),
-        ("unclear", Reply::refusal("data not found"), Unclear),
-        ("unclear with Retry-After", Reply::refusal("data not found").header("Retry-After", "1"), Unclear),
-        ("not JSON", Reply::http(200, &[], "<html>"), NoAnswer),
-        ("endless", Reply::endless(), NoAnswer),
-        ("401", Reply::json(401, "{}"), NoAnswer),
-        ("404 with Retry-After", Reply::json(404, "{}").header("Retry-After", "1"), NoAnswer),
-        ("302", Reply::redirect("/"), NoAnswer),
+    let settled: [(&str, Reply, char); 8] = [
+        ("valid", Reply::valid(), '+'),
+        ("unclear", Reply::refusal("data not found"), '!'),
+        ("unclear with Retry-After", Reply::refusal("data not found").header("Retry-After", "1"), '!'),
+        ("not JSON", Reply::http(200, &[], "<html>"), '!'),
+        ("endless", Reply::endless(), '!'),
+        ("401", Reply::json(401, "{}"), '!'),
+        ("404 with Retry-After", Reply::json(404, "{}").header("Retry-After", "1"), '!'),
+        ("302", Reply::redirect("/"), '!'),
     ];
-    let mut rows: Vec<Tries> = vec![("invalid", vec![Reply::invalid()], &[], Invalid, &[])];
+    let mut rows: Vec<Tries> = vec![("invalid", vec![Reply::invalid()], &[], 'x', &[])];
     for (name, reply) in transient {
         let times = |n: usize, last| [vec![reply.clone(); n], vec![last]].concat();
-        rows.push((name, times(1, Reply::valid()), &[], Valid, &[1]));
-        rows.push((name, times(2, Reply::invalid()), &[], Invalid, &[1, 2]));
-        rows.push((name, times(3, Reply::invalid()), &[], NoAnswer, &[1, 2]));
-        rows.push((name, times(1, Reply::valid()), &["--retries", "0"], NoAnswer, &[]));
+        rows.push((name, times(1, Reply::valid()), &[], '+', &[1]));
+        rows.push((name, times(2, Reply::invalid()), &[], 'x', &[1, 2]));
+        rows.push((name, times(3, Reply::invalid()), &[], '!', &[1, 2]));
+        rows.push((name, times(1, Reply::valid()), &["--retries", "0"], '!', &[]));
     }
     for (name, reply, verdict) in settled {
         rows.push((name, vec![reply, Reply::close()], &[], verdict, &[]));
     }
     let asked = |wish: &str| vec![Reply::json(503, "{}").header("Retry-After", wish), Reply::valid()];
-    rows.push(("Retry-After 3", asked("3"), &[], Valid, &[3]));
-    rows.push(("Retry-After 0", asked("0"), &[], Valid, &[0]));
-    rows.push(("Retry-After an hour", asked("3600"), &[], Valid, &[60]));
-    rows.push(("stall", vec![Reply::stall(), Reply::valid()], &[], Valid, &[1 + 2]));
-    rows.push(("four", vec![Reply::reset()], &["--retries", "3"], NoAnswer, &[1, 2, 3]));
-    rows.push(("closed unsaid", vec![Reply::valid().then_close(), Reply::valid()], &[], Valid, &[]));
+    rows.push(("Retry-After 3", asked("3"), &[], '+', &[3]));
+    rows.push(("Retry-After 0", asked("0"), &[], '+', &[0]));
+    rows.push(("Retry-After an hour", asked("3600"), &[], '+', &[60]));
+    rows.push(("stall", vec![Reply::stall(), Reply::valid()], &[], '+', &[1 + 2]));
+    rows.push(("four", vec![Reply::reset()], &["--retries", "3"], '!', &[1, 2, 3]));
+    rows.push(("closed unsaid", vec![Reply::valid().then_close(), Reply::valid()], &[], '+', &[]));
     // The longest first, so that nothing waits for it at the end.
     rows.sort_by_key(|(.., waits)| std::cmp::Reverse(waits.iter().sum::<u64>()));
     rows
@@ -66,10 +64,8 @@ fn tries() -> Vec<Tries> {
 
 #[test]
 fn transient_faults_are_tried_again_and_verdicts_are_not() {
-    each(&tries(), |(_, replies, args, verdict, waits)| {
-        let db = Mongod::shared().fresh_db();
-        let ids = db.add_labelled(&["tried", "valid"]);
-        let before = db.snapshot();
+    each(&tries(), |(_, replies, args, end, waits)| {
+        let trial = Trial::new(Mongod::shared().fresh_db(), &["tried", "valid"]);
         let replies = replies.clone();
         let api = Stub::start(move |request| {
             if request.token().contains("-tried-") {
@@ -78,16 +74,14 @@ fn transient_faults_are_tried_again_and_verdicts_are_not() {
                 Reply::valid()
             }
         });
-        let run = talkative(&db, &api).args(["--timeout-secs", "2"]).args(*args);
+        let run = talkative(&trial.db, &api).args(["--timeout-secs", "2"]).args(*args);
         let outcome = run.limit(Duration::from_secs(120)).go();
-        let (expected, fates) = run_of(&db, &twice(&[*verdict, Valid]));
-        assert_report(&outcome, &expected);
-        assert_fates(&db, &before, &ids, &fates);
+        trial.assert_end(&outcome, if *end == '!' { 3 } else { 0 }, &format!("{end}+"));
 
         let requests = api.recorded();
         let tries: Vec<_> = requests.iter().filter(|request| request.token().contains("-tried-")).collect();
         // A second question follows before a deletion.
-        assert_eq!(tries.len(), waits.len() + 1 + usize::from(*verdict == Invalid));
+        assert_eq!(tries.len(), waits.len() + 1 + usize::from(*end == 'x'));
         for (pair, &wait) in tries.windows(2).zip(*waits) {
             let waited = pair[1].at - pair[0].at;
             let wait = Duration::from_secs(wait);
@@ -96,132 +90,102 @@ fn transient_faults_are_tried_again_and_verdicts_are_not() {
     });
 }
 
-/// V valid, I invalid, F unclear, U no answer, T too long to be sent, G gone once five were asked;
-/// i invalid and then valid, f invalid and then unclear, u invalid and then no answer.
-fn verdicts_of(row: &str) -> Vec<(Verdict, Verdict)> {
-    let of = |c| match c {
-        'V' => (Valid, Valid),
-        'I' => (Invalid, Invalid),
-        'F' => (Unclear, Unclear),
-        'T' => (Unsendable, Unsendable),
-        'G' => (Gone, Gone),
-        'i' => (Invalid, Valid),
-        'f' => (Invalid, Unclear),
-        'u' => (Invalid, NoAnswer),
-        _ => (NoAnswer, NoAnswer),
-    };
-    row.chars().map(of).collect()
-}
-
 #[test]
 fn five_in_a_row_without_an_answer_ask_for_a_control() {
-    let rows = [
+    // Exit code, and tokens with what becomes of each: V valid, I invalid, F unclear, U no answer,
+    // T too long to be sent, G gone once five were asked; i invalid and then valid, f invalid and
+    // then unclear, u invalid and then no answer.
+    let table = [
         // Fewer than five, or no control is left: it is among the five, gone, or cannot be sent.
-        "U UU UUUU UUUUU VUUUUU TUUUUUT UUTUUU UUUUUG UT",
+        (
+            5,
+            "U:! UU:!! UUUU:!!!! UUUUU:!!!!! VUUUUU:+!!!!! UUUUUG:!!!!!g UT:!! TUUUUUT:!!!!!!- UUTUUU:!!!!!!",
+        ),
         // The control does not answer either.
-        "UUUUUU UUUUUVU VUUUUUVU IUUUUUUVU IVFUUUUUIVU UUUUIUUUUUU IIIUUUUUUUU",
+        (5, "UUUUUU:!!!!!! UUUUUVU:!!!!!-! VUUUUUVU:+!!!!!-! IUUUUUUVU:w!!!!!--! IVFUUUUUIVU:w+!!!!!!--!"),
+        (5, "UUUUIUUUUUU:!!!!w!!!!!! IIIUUUUUUUU:www!!!!!--! UUUUUUUUUUUUV:!!!!!!!!!!-!+"),
         // It answers: valid, invalid, unclear, gone meanwhile or too long and another one does.
-        "UUUUUV UUUUUVI UUUUUVF UUUUUVG UUUUUVVGG UUUUUVT IUUUUUI UUUUUUUUUUUVVV",
-        "UUUUUUUVVVVVVVVVVVVVVVVVVVVVVVVVVVVVV UUUUUUUUUUUUV",
+        (3, "UUUUUV:!!!!!+ UUUUUVI:!!!!!+x UUUUUVF:!!!!!+! UUUUUVG:!!!!!+s UUUUUVVGG:!!!!!++ss"),
+        (3, "UUUUUVT:!!!!!+! IUUUUUI:x!!!!!x UUUUUUUUUUUVVV:!!!!!!!!!!!+++"),
+        (3, "UUUUUUUVVVVVVVVVVVVVVVVVVVVVVVVVVVVVV:!!!!!!!++++++++++++++++++++++++++++++"),
         // No five in a row.
-        "UUUUVUUUUV UUUUFUUUUF UUUUIUUUUI UUUUV VU UI FU UF IU FFFFFFF UUUUFUUUU TTTTTTT",
+        (3, "UUUUVUUUUV:!!!!+!!!!+ UUUUFUUUUF:!!!!!!!!!! UUUUIUUUUI:!!!!x!!!!x UUUUV:!!!!+ UF:!! IU:x!"),
+        (3, "VU:+! UI:!x FU:!! FFFFFFF:!!!!!!! UUUUFUUUU:!!!!!!!!! TTTTTTT:!!!!!!!"),
         // The second question: nobody dies of one reply.
-        "i f u iVIV fIu VuuI VuuuuuII VuuuuIuI uuuuuuII",
+        (0, "i:+ iVIV:++x+"),
+        (3, "f:! u:! fIu:!x! VuuI:+!!x VuuuuIuI:+!!!!x!x"),
+        (5, "VuuuuuII:+!!!!!ww uuuuuuII:!!!!!www"),
     ];
-    let modes: [&[&str]; 3] = [&[], &["--dry-run"], &["--shard", "0/1"]];
-    let rows = rows.iter().flat_map(|rows| rows.split(' '));
-    let rows: Vec<_> = rows.flat_map(|row| modes.map(|mode| (row, mode))).collect();
-    count(Total::Walls, rows.len());
-    each(&rows, |&(row, mode)| {
+    let modes = ["", "--dry-run", "--shard 0/1"];
+    let rows = table.iter().flat_map(|(code, rows)| rows.split(' ').map(move |row| (*code, row)));
+    let rows: Vec<_> = rows.flat_map(|(code, row)| modes.map(|mode| (code, row, mode))).collect();
+    count(Total::WALLS, rows.len());
+    each(&rows, |&(code, row, mode)| {
+        let (tokens, ends) = row.split_once(':').expect("tokens and ends");
         let db = Mongod::shared().fresh_db();
-        let verdicts = verdicts_of(row);
         let long = "T".repeat(70_000);
-        let label = |(i, c)| if c == 'T' { long.as_str() } else { &row[i..=i] };
-        let ids = db.add_labelled(&row.char_indices().map(label).collect::<Vec<_>>());
-        let gone = ids.iter().zip(row.chars()).filter(|(_, c)| *c == 'G').map(|(id, _)| *id);
-        let gone: Vec<_> = gone.inspect(|&id| db.disown(id)).collect();
-        let (before, tokens) = (db.snapshot(), db.tokens());
+        let label = |(i, c)| if c == 'T' { long.as_str() } else { &tokens[i..=i] };
+        let trial = Trial::new(db, &tokens.char_indices().map(label).collect::<Vec<_>>());
+        let gone = trial.ids.iter().zip(tokens.chars()).filter(|(_, c)| *c == 'G').map(|(id, _)| *id);
+        let gone: Vec<_> = gone.inspect(|&id| trial.db.disown(id)).collect();
+        let collection = trial.db.tokens();
         let api = Stub::start(move |request| {
             if request.number == 5 {
-                tokens.delete_many(doc! { "_id": { "$in": &gone } }).run().expect("delete");
+                collection.delete_many(doc! { "_id": { "$in": &gone } }).run().expect("delete");
             }
-            let label = request.token().split('-').nth(1).unwrap_or_default();
-            let [(first, second)] = verdicts_of(label)[..] else { panic!("{label}") };
-            match if request.nth == 1 { first } else { second } {
-                Valid | Gone => Reply::valid(),
-                Invalid => Reply::invalid(),
-                Unclear => Reply::refusal("data not found"),
+            match (request.token().split('-').nth(1).unwrap_or_default(), request.nth) {
+                ("V" | "G", _) | ("i", 2) => Reply::valid(),
+                ("I", _) | ("i" | "f" | "u", 1) => Reply::invalid(),
+                ("F", _) | ("f", 2) => Reply::refusal("data not found"),
                 _ => Reply::close(),
             }
         });
-        let (mut expected, mut fates) = run_of(&db, &verdicts);
         // No cleanup after an early stop, and none of a token that was just refreshed.
-        let run =
-            talkative(&db, &api).args(["--retries", "0", "--max-delete", "100%", "--cleanup-days", "30"]);
-        let outcome = run.args(mode).go();
-        let is_dry = mode == ["--dry-run"];
-        expected["dry_run"] = is_dry.into();
-        if is_dry {
-            fates.iter_mut().filter(|fate| **fate != Fate::Gone).for_each(|fate| *fate = Kept);
-        }
-        assert_report(&outcome, &expected);
-        assert_fates(&db, &before, &ids, &fates);
-        if !is_dry && expected["exit_code"] == 5 && !row.contains(['T', 'G']) {
+        let run = talkative(&trial.db, &api).args(["--retries", "0", "--max-delete", "100%"]);
+        trial.assert_run(run.args(["--cleanup-days", "30"]), mode, code, ends);
+        if mode != "--dry-run" && code == 5 && !tokens.contains(['T', 'G']) {
             // The API is back: the next run finds what is left as it was.
-            let left = db.snapshot().tokens.len();
-            let healed = Stub::always(Reply::valid());
-            let expected = report(&db, 0, None, &[("success", left)]);
-            assert_report(&talkative(&db, &healed).go(), &expected);
+            let left = trial.db.snapshot().tokens.len();
+            let expected = report(&trial.db, 0, None, &[("success", left)]);
+            assert_report(&talkative(&trial.db, &Stub::always(Reply::valid())).go(), &expected);
         }
     });
 }
 
 #[test]
-fn a_wall_costs_six_questions() {
-    let walls: [(&str, Reply, bool); 6] = [
-        ("403", Reply::http(403, &[], "<html>invalid access_token</html>"), false),
-        ("404", Reply::http(404, &[], "not found"), false),
-        ("HTML", Reply::http(200, &[], "<html>invalid access_token</html>"), false),
-        ("503", Reply::http(503, &[("Retry-After", "0")], "down"), true),
-        ("busy", Reply::busy().header("Retry-After", "0"), true),
-        ("reset", Reply::reset(), true),
+fn a_wall_costs_six_questions_and_nothing_that_refuses_everybody_a_token() {
+    // Name, reply, exit code, how often each token is asked about.
+    let walls: [(&str, Reply, i32, usize); 7] = [
+        ("403", Reply::http(403, &[], "<html>invalid access_token</html>"), 5, 1),
+        ("404", Reply::http(404, &[], "not found"), 5, 1),
+        ("HTML", Reply::http(200, &[], "<html>invalid access_token</html>"), 5, 1),
+        ("503", Reply::http(503, &[("Retry-After", "0")], "down"), 5, 3),
+        ("busy", Reply::busy().header("Retry-After", "0"), 5, 3),
+        ("reset", Reply::reset(), 5, 3),
+        // This is an answer, but says nothing about who is unused.
+        ("unclear", Reply::refusal("data not found"), 3, 1),
     ];
-    let modes: [&[&str]; 4] = [&[], &["--dry-run"], &["--shard", "1/2"], &["--cleanup-days", "30"]];
+    let modes = ["", "--dry-run", "--shard 1/2", "--cleanup-days 30", "--cleanup-days 30 --dry-run"];
     let rows: Vec<_> = walls.iter().flat_map(|wall| modes.map(|mode| (wall, mode))).collect();
-    count(Total::Walls, rows.len());
-    each(&rows, |((_, reply, is_tried_again), mode)| {
+    count(Total::WALLS, rows.len());
+    each(&rows, |&((_, reply, code, tries), mode)| {
         let db = Mongod::shared().fresh_db();
         db.add_labelled(&["valid"; 58]);
         let _unused = ["valid", "valid"].map(|label| db.add_used(label, 41.0));
-        let before = db.snapshot();
+        let trial = Trial::of(Vec::new(), db);
         let api = Stub::always(reply.clone());
-        let outcome = talkative(&db, &api).args(*mode).go();
+        let outcome = talkative(&trial.db, &api).args(mode.split_whitespace()).go();
         let total = usize::try_from(outcome.json()["total"].as_u64().expect("a count")).expect("small");
-        assert!(if mode.contains(&"--shard") { (7..60).contains(&total) } else { total == 60 });
-        let counts = [("failed", 6), ("unprocessed", total - 6)];
-        let mut expected = report(&db, 5, Some("api_unreachable"), &counts);
-        expected["dry_run"] = mode.contains(&"--dry-run").into();
-        assert_report(&outcome, &expected);
-        assert_eq!(db.snapshot(), before);
-        // Six questions, with the default tries.
-        assert_eq!(api.requests(), if *is_tried_again { 18 } else { 6 });
-    });
-}
-
-#[test]
-fn an_api_that_refuses_everybody_says_nothing_about_who_is_unused() {
-    for args in [&["--cleanup-days", "30"] as &[_], &["--cleanup-days", "30", "--dry-run"]] {
-        let db = Mongod::shared().fresh_db();
-        db.add_all([41.0, 2.0, 1.0].map(|days| Seed::new(&unique_token("unclear")).last_used_days_ago(days)));
-        let before = db.snapshot();
-        let outcome = talkative(&db, &Stub::by_label()).args(args).go();
-        let mut expected = report(&db, 3, None, &[("failed", 3)]);
-        expected["dry_run"] = args.contains(&"--dry-run").into();
-        assert_report(&outcome, &expected);
-        assert_eq!(db.snapshot(), before);
+        assert!(if mode.contains("--shard") { (7..60).contains(&total) } else { total == 60 });
+        let failed = if *code == 5 { 6 } else { total };
+        let expected = trial.report(*code, &("!".repeat(failed) + &"-".repeat(total - failed)));
+        assert_report(&outcome, &if mode.contains("--dry-run") { dry(expected) } else { expected });
+        assert_eq!(trial.db.snapshot(), trial.before);
+        assert_eq!(api.requests(), failed * tries);
         let is_told = |line: &str| line.contains("[WARNING]") && line.contains("清理");
-        assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
-    }
+        let must_tell = *code == 3 && mode.contains("--cleanup-days");
+        assert!(!must_tell || outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
+    });
 }
 
 #[test]
@@ -251,39 +215,32 @@ fn the_delete_limit_holds_back_all_or_nothing() {
         let db = Mongod::shared().fresh_db();
         let label = |i| if i < to_go { "invalid" } else { "valid" };
         let labels: Vec<_> = (0..tokens).map(label).collect();
-        let ids = if by_verdict {
-            db.add_labelled(&labels)
+        let mut trial = if by_verdict {
+            Trial::new(db, &labels)
         } else {
-            (0..tokens).map(|i| db.add_used(label(i), if i < to_go { 41.0 } else { 3.0 })).collect()
+            let used = |i| db.add_used(label(i), if i < to_go { 41.0 } else { 3.0 });
+            Trial::of((0..tokens).map(used).collect(), db)
         };
-        let before = db.snapshot();
         let api = Stub::by_label();
         // By age nothing was used within a day: no token is refreshed.
         let age = if by_verdict { "100" } else { "1" };
-        let run = || talkative(&db, &api).args(["--max-age-days", age, "--cleanup-days", "30"]);
+        let run = || talkative(&trial.db, &api).args(["--max-age-days", age, "--cleanup-days", "30"]);
         let limited = || if limit.is_empty() { run() } else { run().args(["--max-delete", limit]) };
-        let expected = |held: bool| {
-            let gone = if held { "withheld" } else { "deleted" };
-            let counts = if by_verdict {
-                vec![("success", tokens - to_go), (gone, to_go)]
-            } else {
-                vec![("cleaned", if held { 0 } else { to_go })]
+        let ends = |held: bool| {
+            let [goes, stays] = match (by_verdict, held) {
+                (true, true) => ["w", "+"],
+                (true, false) => ["x", "+"],
+                (false, true) => [".", "."],
+                (false, false) => ["c", "."],
             };
-            let (code, stopped) = if held { (25, Some("delete_limit")) } else { (0, None) };
-            report(&db, code, stopped, &counts)
+            goes.repeat(to_go) + &stays.repeat(tokens - to_go)
         };
-        let fates = |goes: Fate| {
-            let stays = if by_verdict { Refreshed } else { Kept };
-            [vec![goes; to_go], vec![stays; tokens - to_go]].concat()
-        };
-        assert_report(&limited().arg("--dry-run").go(), &dry(expected(held)));
-        assert_eq!(db.snapshot(), before);
+        let code = if held { 25 } else { 0 };
+        trial.assert_run(limited(), "--dry-run", code, &ends(held));
         let asked = if by_verdict { tokens + if held { 0 } else { to_go } } else { 0 };
         assert_eq!(api.requests(), asked, "a step that is held back asks nothing");
 
-        let outcome = limited().go();
-        assert_report(&outcome, &expected(held));
-        assert_fates(&db, &before, &ids, &fates(if held { Kept } else { Recycled }));
+        let outcome = trial.assert_run(limited(), "", code, &ends(held));
         if held {
             // It says how many, and how to go on; that works.
             let said = |parts: &[&str]| {
@@ -292,93 +249,63 @@ fn the_delete_limit_holds_back_all_or_nothing() {
             };
             assert_eq!(said(&["[WARNING]", "--max-delete", &format!("{to_go} 个")]), 1);
             assert!(!by_verdict || said(&["'invalid'"]) >= to_go && said(&["清理"]) == 1);
-            let again = db.snapshot();
-            assert_report(&run().args(["--max-delete", &to_go.to_string()]).go(), &expected(false));
-            assert_fates(&db, &again, &ids, &fates(Recycled));
+            trial.before = trial.db.snapshot();
+            trial.assert_run(run(), &format!("--max-delete {to_go}"), 0, &ends(false));
         } else {
-            let back = report(&db, 0, None, &[("success", to_go)]);
-            assert_report(&talkative(&db, &api).args(["--restore-hours", "1"]).go(), &back);
-            assert!(db.snapshot().tokens.len() == tokens && db.snapshot().bin.is_empty());
+            let back = trial.report(0, &"+".repeat(to_go));
+            assert_report(&talkative(&trial.db, &api).args(["--restore-hours", "1"]).go(), &back);
+            let after = trial.db.snapshot();
+            assert!(after.tokens.len() == tokens && after.bin.is_empty());
         }
     });
 }
 
-/// When a signal comes, besides at every command to the database (`steps.rs`).
-#[derive(Clone, Copy, Debug)]
-enum Then {
-    /// While the API is asked the n-th question: five, then the second ones.
-    Check(usize),
-    /// While the program waits for the next token.
-    Pause,
-    /// While it waits to try again.
-    Retry,
-}
-
+/// Besides at every command to the database (`steps.rs`).
 #[test]
 fn a_signal_ends_the_run_after_the_token_at_hand() {
-    use Then::{Check, Pause, Retry};
     // Two are condemned, and two more are what the cleanup would take.
     let five: &[&str] = &["unclear-unused", "unclear-unused", "invalid", "invalid", "last"];
-    // Tokens, moment, exit code if it is not the signal's; success, failed, deleted, withheld, unprocessed.
-    let rows: [(&[&str], _, _, _); 11] = [
-        (five, Check(1), None, [0, 1, 0, 0, 4]),
-        (five, Check(2), None, [0, 2, 0, 0, 3]),
-        (five, Check(5), None, [1, 2, 0, 2, 0]),
-        (five, Check(6), None, [1, 2, 0, 2, 0]),
-        (five, Check(7), None, [1, 2, 1, 1, 0]),
-        (five, Pause, None, [0, 1, 0, 0, 4]),
-        (five, Retry, None, [0, 2, 0, 0, 3]),
+    let waits: &[&str] = &["unclear-unused", "waits-unused", "invalid", "invalid", "last"];
+    let (in_a_pause, before_a_retry) = (Err("刷新失败"), Err("秒后重试"));
+    // Tokens, the question (five, then the second ones) or the line at which the signal comes, exit
+    // code if it is not the signal's, what becomes of each token.
+    let rows: [(&[&str], Result<usize, &str>, _, _); 11] = [
+        (five, Ok(1), None, "!----"),
+        (five, Ok(2), None, "!!---"),
+        (five, Ok(5), None, "!!ww+"),
+        (five, Ok(6), None, "!!ww+"),
+        (five, Ok(7), None, "!!xw+"),
+        (five, in_a_pause, None, "!----"),
+        (waits, before_a_retry, None, "!!---"),
         // The very last question: what left nothing undone was not stopped.
-        (&["valid"], Check(1), Some(0), [1, 0, 0, 0, 0]),
-        (&["valid", "unclear"], Check(2), Some(3), [1, 1, 0, 0, 0]),
-        (&["valid", "down"], Check(2), None, [1, 1, 0, 0, 0]),
-        (&["valid", "invalid"], Check(2), None, [1, 0, 0, 1, 0]),
+        (&["valid"], Ok(1), Some(0), "+"),
+        (&["valid", "unclear"], Ok(2), Some(3), "+!"),
+        (&["valid", "down"], Ok(2), None, "+!"),
+        (&["valid", "invalid"], Ok(2), None, "+w"),
     ];
     let rows: Vec<_> = rows.into_iter().flat_map(|row| [(row, Signal::INT), (row, Signal::TERM)]).collect();
-    each(&rows, |&((labels, then, code, counts), signal)| {
+    each(&rows, |&((labels, when, code, ends), signal)| {
         let db = Mongod::shared().fresh_db();
-        let ids: Vec<_> = labels
-            .iter()
-            .zip([0.9, 0.8, 0.7, 0.6, 0.5])
-            .map(|(label, days)| db.add_used(label, if label.contains("unused") { 41.0 } else { days }))
-            .collect();
-        let before = db.snapshot();
-        let n = if let Check(n) = then { n } else { 0 };
-        let (api, moment) = gated_by(n, move |request| match then {
-            Retry if request.number == 2 => Reply::json(503, "{}").header("Retry-After", "60"),
-            _ => Reply::by_label(request.token()),
+        let days = |label: &str, days| if label.contains("unused") { 41.0 } else { days };
+        let used = labels.iter().zip([0.9, 0.8, 0.7, 0.6, 0.5]);
+        let ids = used.map(|(label, used)| db.add_used(label, days(label, used))).collect();
+        let trial = Trial::of(ids, db);
+        let (api, moment) = gated(when.unwrap_or(0), |request| match request.token() {
+            token if token.contains("-waits-") => Reply::json(503, "{}").header("Retry-After", "60"),
+            token => Reply::by_label(token),
         });
-        let delay = if let Pause = then { "600000" } else { "0" };
-        let run = talkative(&db, &api).no_args().args(["--json", "-v", "--delay-ms", delay]);
+        let delay = if when == in_a_pause { "600000" } else { "0" };
+        let run = talkative(&trial.db, &api).no_args().args(["--json", "-v", "--delay-ms", delay]);
         let live = run.args(["--cleanup-days", "30"]).start();
-        match then {
-            Check(_) => moment.come(),
-            Pause => drop(live.await_line("刷新失败")),
-            Retry => drop(live.await_line("秒后重试")),
-        }
+        let held = when.map(|_| come(&moment)).map_err(|line| live.await_line(line));
         let start = Instant::now();
         live.signal(signal);
-        drop(moment);
+        drop(held);
         let outcome = live.wait();
         // A pause ends within 2 s; the rest is for a busy machine.
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 
-        let (code, stopped) = match code {
-            Some(code) => (code, None),
-            None => (if signal == Signal::INT { 130 } else { 143 }, Some("signal")),
-        };
-        let [success, _, deleted, ..] = counts;
-        assert_report(&outcome, &report(&db, code, stopped, &of_tokens(counts)));
-        let mut fates: Vec<_> = labels
-            .iter()
-            .map(|label| match *label {
-                "last" | "valid" if success == 1 => Refreshed,
-                _ => Kept,
-            })
-            .collect();
-        if deleted == 1 {
-            fates[2] = Recycled;
-        }
-        assert_fates(&db, &before, &ids, &fates);
+        let of_signal = if signal == Signal::INT { 130 } else { 143 };
+        trial.assert_end(&outcome, code.unwrap_or(of_signal), ends);
     });
 }

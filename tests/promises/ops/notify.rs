@@ -249,7 +249,7 @@ fn tls_is_verified() {
     for (certificate, posted) in
         [(Certificate::Good, 1), (Certificate::SelfSigned, 0), (Certificate::Expired, 0)]
     {
-        let sink = Stub::start_tls(certificate, |_| Reply::json(200, ""));
+        let sink = Stub::always_tls(certificate, Reply::json(200, ""));
         let file = webhook(&format!("https://localhost:{}/{KEY}", sink.address().port()));
         let outcome = told("", 1, &file, &sink).env("CURL_CA_BUNDLE", ca_file()).go().expect(1);
         assert_eq!(sink.requests(), posted, "{certificate:?}: {outcome:?}");
