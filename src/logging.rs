@@ -1,9 +1,9 @@
 //! The log: its lines, its file, and whether all of it could be written.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use env_logger::Target;
@@ -80,6 +80,10 @@ impl Write for Sink {
     }
 }
 
+fn id(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
 /// The log file. It is opened anew when its path no longer leads to it, so
 /// that a rotated or removed file needs neither a signal nor a copy.
 struct LogFile {
@@ -89,36 +93,28 @@ struct LogFile {
 
 impl LogFile {
     fn open(path: PathBuf) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
+        let folder = Path::new(".").join(&path).parent().map_or_else(PathBuf::new, Path::to_owned);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
-        let (meta, is_file) = (file.metadata()?, fs::symlink_metadata(&path)?.is_file());
+        let (meta, there) = (file.metadata()?, fs::symlink_metadata(&path)?);
+        let is_there = there.is_file() && id(&there) == id(&meta);
+        if is_there && meta.len() == 0 {
+            // What root makes belongs to whom the folder belongs, or the next run could not write it.
+            let folder = fs::metadata(&folder)?;
+            let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+        }
         let is_ours = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == meta.uid());
-        if is_file && is_ours && meta.mode() & 0o077 != 0 {
+        if is_there && is_ours && meta.mode() & 0o077 != 0 {
             file.set_permissions(Permissions::from_mode(meta.mode() & 0o700))?;
         }
         Ok(Self { path, file })
     }
 
-    /// What root opens anew belongs to whom the file belonged before, or the next run could not write it.
-    fn take_after(&self, before: &File) {
-        let metas = (before.metadata(), self.file.metadata(), fs::symlink_metadata(&self.path));
-        if let (Ok(before), Ok(own), Ok(there)) = metas
-            && own.len() == 0
-            && (own.dev(), own.ino()) == (there.dev(), there.ino())
-        {
-            let _ = fchown(&self.file, Some(before.uid()), Some(before.gid())); // only root may
-        }
-    }
-
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let is_current = fs::metadata(&self.path)
-            .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(ours) == id(there)));
+            .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(&ours) == id(&there)));
         if !is_current && let Ok(reopened) = Self::open(self.path.clone()) {
-            reopened.take_after(&self.file);
             *self = reopened;
         }
         self.file.write_all(line)

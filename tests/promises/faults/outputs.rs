@@ -28,10 +28,11 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
     each(&rows, |&(&(script, plain, json), mode)| {
         count(Total::FAULTS, 1);
         let trial = Trial::new(Mongod::shared().fresh_db(), &["invalid", "valid", "valid", "valid"]);
-        let (log, code) = (scratch_dir().join("log"), scratch_dir().join("code"));
+        let [log, code, metrics] = ["log", "code", "m.prom"].map(|name| scratch_dir().join(name));
         let run = |api: &Stub| {
             let run = Run::new(&trial.db, api).no_args().program("sh").args(["-c", script]);
             let run = run.env("CODE", code).env("PATH", "/usr/bin:/bin").arg(binary()).arg(mode);
+            let run = run.arg("--metrics-file").arg(&metrics);
             if script == FULL_LOG { run } else { run.arg("--log-file").arg(&log) }
         };
         let spoil = || {
@@ -46,6 +47,11 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
         assert_eq!(outcome.code, Some(i32::from(untold)), "{outcome:?}");
         assert!(!outcome.log().contains("panicked"), "{outcome:?}");
         trial.assert_ends("x+++");
+        if script != CUT_LOG {
+            let metrics = fs::read_to_string(&metrics).expect("metrics");
+            let exit_code = format!("baoming_refresh_exit_code{{schedule=\"m\"}} {}\n", i32::from(untold));
+            assert!(metrics.ends_with(&exit_code), "{metrics}");
+        }
         if log.is_file() && script != CUT_LOG {
             assert!(fs::read_to_string(&log).expect("the log file").contains("🎉 刷新完成"));
         }

@@ -84,8 +84,10 @@ fn transient_faults_are_tried_again_and_verdicts_are_not() {
         assert_eq!(tries.len(), waits.len() + 1 + usize::from(*end == 'x'));
         for (pair, &wait) in tries.windows(2).zip(*waits) {
             let waited = pair[1].at - pair[0].at;
-            let wait = Duration::from_secs(wait);
-            assert!(waited >= wait && waited < wait + Duration::from_secs(5), "{waited:?}, not {wait:?}");
+            // A busy machine notes a request late.
+            let (least, most) =
+                (Duration::from_millis(wait * 1000 - wait.min(1) * 500), Duration::from_secs(wait + 5));
+            assert!(waited >= least && waited < most, "{waited:?}, not {wait} s");
         }
     });
 }

@@ -31,10 +31,9 @@ fn no_line_of_a_live_scheduler_is_lost() {
     // A server's own defaults do not get in the way.
     let config = file("logrotate.conf", format!("create\ndateext\ncompress\n{shipped}"), 0o644);
 
-    // What root opens anew belongs to whom it belonged before.
-    fs::write(&log, "").expect("log");
-    let _ = chown(&log, Some(65_534), Some(65_534));
-    let owner = fs::metadata(&log).expect("log").uid();
+    // What root makes belongs to whom the folder belongs.
+    let _ = chown(&folder, Some(65_534), Some(65_534));
+    let owner = fs::metadata(&folder).expect("folder").uid();
 
     let scheduler = run_script("-", &db, &api).program(binary()).args(["--delay-ms", "0", "--scheduler"]);
     let scheduler = scheduler.args(["--run-immediately", "--interval", "6", "--log-file"]).arg(&log).start();
