@@ -34,7 +34,6 @@ const SHORTEST_ROUNDS: usize = 101;
 
 const USAGE: &str = "usage: cargo bench [-- [--long] [NAME…]]";
 
-/// Something to measure.
 struct Part {
     name: &'static str,
     /// Only with `--long`, or when named.
@@ -97,14 +96,12 @@ impl Part {
     }
 }
 
-/// A database of this many tokens.
 fn seeded(server: &Mongod, tokens: u32) -> TestDb {
     let db = server.fresh_db();
     db.add_tokens("valid", tokens);
     db
 }
 
-/// What the statistics say when all tokens were refreshed.
 fn all_valid(tokens: u32) -> String {
     format!("成功: {tokens} 个")
 }
@@ -130,7 +127,6 @@ fn ratios(turns: &[[Cost; 2]], of: fn(&Cost) -> f64) -> impl Iterator<Item = f64
     turns.iter().map(move |[floor, product]| of(product) / of(floor))
 }
 
-/// The start-up.
 fn one_token(server: &Mongod, table: &mut Table) {
     let (db, api) = (seeded(server, 1), Stub::always(Reply::valid()));
     let turns = in_turns(&db, &api, 1, SHORTEST_ROUNDS);
@@ -173,7 +169,6 @@ fn count(n: impl TryInto<u32>) -> f64 {
     f64::from(n.try_into().ok().expect("a small number"))
 }
 
-/// Peak memory over the number of tokens.
 fn memory(server: &Mongod, table: &mut Table) {
     let api = Stub::always(Reply::valid());
     let sizes = [("1 token", 1), ("1,000 tokens", 1000), ("10,000 tokens", 10_000)];

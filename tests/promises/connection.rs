@@ -6,7 +6,6 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
 
-/// What every mistake must be over in.
 pub const PROMPT: Duration = Duration::from_secs(15);
 const SECRET_URI: &str = "mongodb://user:hunter2@127.0.0.1:1/";
 

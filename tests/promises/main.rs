@@ -16,7 +16,6 @@ mod scheduler;
 mod shards;
 mod stub;
 
-/// What tests need.
 mod prelude {
     pub use crate::faults::{assert_report, dry, each, report};
     pub use crate::support::compare::*;

@@ -18,7 +18,6 @@ pub fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The lines of a source file outside comments and tests.
 fn code(source: &str) -> Vec<String> {
     let text = read(source);
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -30,7 +29,6 @@ fn literals(code: &str) -> impl Iterator<Item = &str> {
     code.split('"').skip(1).step_by(2)
 }
 
-/// A literal without what is filled in.
 fn fixed_parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(['{', '}']).step_by(2).map(str::trim).filter(|part| part.len() > 5)
 }
@@ -59,7 +57,6 @@ fn the_trouble_table_knows_every_cause_and_fault() {
     }
 }
 
-/// What a heading is called in a link.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     heading.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()

@@ -15,14 +15,12 @@ fn install(root: &Path, arg: &Path) -> String {
     run.arg(arg).go().expect(0).stdout
 }
 
-/// A folder with all that is installed, and what was said.
 pub fn installed() -> (PathBuf, String) {
     let root = scratch_dir();
     let said = install(&root, &binary());
     (root, said)
 }
 
-/// All files below a folder: mode and content.
 fn tree(root: &Path) -> BTreeMap<String, (u32, String)> {
     let names = must_pass(command("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]));
     let file = |name: &str| {
@@ -33,7 +31,6 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, String)> {
     names.lines().map(file).collect()
 }
 
-/// One line that tells of both.
 #[track_caller]
 fn assert_told(said: &str, action: &str, file: &str) {
     let told = said.lines().any(|line| line.contains(action) && line.contains(&format!("/{file}")));

@@ -107,7 +107,6 @@ impl Machine {
         run.args(["/bin/sh", "-c", shell_command])
     }
 
-    /// A command to come among its mounts.
     fn enter(&self) -> Run {
         let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
         run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))

@@ -33,7 +33,6 @@ fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path()).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// A folder with nothing but these tools.
 fn tools(names: &[&str]) -> PathBuf {
     let dir = scratch_dir();
     for name in names {
@@ -56,7 +55,6 @@ fn checker(program: &str) -> Option<Command> {
     Some(tool)
 }
 
-/// Panics, with what the tool said, when it fails.
 #[track_caller]
 fn must_pass(tool: &mut Command) -> String {
     let output = tool.output().expect("a tool that starts");
@@ -79,7 +77,6 @@ fn run_script(name: &str, db: &TestDb, api: &Stub) -> Run {
     Run::new(db, api).no_args().program(script(name)).env("PATH", path)
 }
 
-/// A chat service that takes every message.
 fn chat() -> Stub {
     Stub::always(Reply::json(200, r#"{"errcode":0,"errmsg":"ok","code":0,"msg":"success"}"#))
 }
@@ -92,7 +89,6 @@ fn text_of(request: &Request) -> String {
     text.expect("a text").to_owned()
 }
 
-/// All that it posted so far.
 fn messages(chat: &Stub) -> Vec<String> {
     chat.recorded().iter().map(|request| text_of(request)).collect()
 }
