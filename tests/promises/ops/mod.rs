@@ -9,7 +9,6 @@ mod machine;
 mod monitor;
 mod notify;
 mod readme;
-mod rotate;
 mod schedules;
 mod sharded;
 mod units;
