@@ -9,8 +9,6 @@ use std::os::unix::ffi::OsStringExt;
 pub const PROMPT: Duration = Duration::from_secs(15);
 const SECRET_URI: &str = "mongodb://user:hunter2@127.0.0.1:1/";
 
-// ---------------------------------------------------------------- usage errors: exit code 2
-
 /// A database and an API that are up, and take note of any connection.
 struct Untouched {
     database: TcpListener,
@@ -226,8 +224,6 @@ fn the_database_is_the_variable_s_or_the_uri_s_or_the_default() {
         assert_eq!((json["database"].as_str(), json["success"].as_u64()), (Some(database), Some(total)));
     }
 }
-
-// ------------------------------------------------------- failed connections: exit code 1
 
 /// Hosts as they are shown; connection string; the cause; what else the line says.
 type Failure = (String, String, &'static str, &'static str);

@@ -1,7 +1,7 @@
 //! What systemd, Prometheus and logrotate themselves make of the units, the alert rules and the log of a scheduler.
 
 use super::install::installed;
-use super::{checker, must_pass, run_script, script};
+use super::{checker, must_pass, script};
 use crate::prelude::*;
 use std::sync::{Mutex, mpsc};
 
@@ -76,8 +76,8 @@ fn logrotate_loses_no_line_of_a_live_scheduler() {
     // A server's own defaults do not get in the way.
     let config = file("logrotate.conf", format!("create\ndateext\ncompress\n{shipped}"), 0o644);
 
-    let scheduler = run_script("-", &db, &api).program(binary()).args(["--delay-ms", "0", "--scheduler"]);
-    let scheduler = scheduler.args(["--run-immediately", "--interval", "6", "--log-file"]).arg(&log).start();
+    let scheduler = Run::new(&db, &api).args(["--scheduler", "--run-immediately", "--interval", "6"]);
+    let scheduler = scheduler.arg("--log-file").arg(&log).start();
     for _ in 0..ROTATIONS {
         rotations.recv_timeout(PATIENCE).expect("requests");
         let mut logrotate = checker("logrotate").expect("as above");
