@@ -2,7 +2,6 @@
 //! is wrong and connects to nothing; every failed connection names its true cause.
 
 use crate::prelude::*;
-use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::ffi::OsStringExt;
 

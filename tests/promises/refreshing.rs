@@ -2,7 +2,6 @@
 
 use crate::prelude::*;
 use crate::support::mongod::READS;
-use std::process::Command;
 
 #[test]
 fn least_recently_used_first_on_one_connection_with_one_write_each() {

@@ -3,7 +3,6 @@
 
 use crate::prelude::*;
 use std::net::TcpStream;
-use std::process::Stdio;
 
 #[test]
 fn a_reset_is_no_mere_end() {

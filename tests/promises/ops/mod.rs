@@ -13,9 +13,7 @@ mod schedules;
 mod sharded;
 mod units;
 
-use std::ffi::OsString;
-use std::process::Command;
-use std::{env, io};
+use std::env;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)

@@ -3,7 +3,6 @@
 use super::support::tls::ca_file;
 use super::{chat, messages, path, script, text_of, tools};
 use crate::prelude::*;
-use std::sync::{Arc, Mutex};
 
 const KEY: &str = "5ecretKey";
 

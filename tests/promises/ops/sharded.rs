@@ -3,7 +3,6 @@
 use super::{must_pass, run_script, script};
 use crate::prelude::*;
 use rustix::process::{Pid, kill_process, kill_process_group};
-use std::sync::{Mutex, mpsc};
 
 /// Without pauses between tokens, and with a folder of its own for what is temporary.
 fn sharded(db: &TestDb, api: &Stub, tmp: &Path, args: &[&str]) -> Run {

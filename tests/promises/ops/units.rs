@@ -3,7 +3,6 @@
 use super::install::installed;
 use super::{checker, must_pass, script};
 use crate::prelude::*;
-use std::sync::{Mutex, mpsc};
 
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
