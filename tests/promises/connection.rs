@@ -289,6 +289,8 @@ fn a_failed_connection_names_its_cause() {
     let srv = "mongodb+srv://user:hunter2@no.such.invalid/".to_owned();
     let elsewhere = auth.uri().replace("authSource=admin", "authSource=elsewhere");
     let (host, secondary) = (auth.host(), three.nodes[0].host());
+    let direct = format!("mongodb://{secondary}/?directConnection=true");
+    let unreachable = "副本集成员 no.invalid:1234 无法连接";
     assert_failures(&[
         at(dead(), "", "连接被拒绝", "mongod"),
         at(format!("{},{}", dead(), dead()), "replicaSet=rs0", "连接被拒绝", "mongod"),
@@ -302,21 +304,11 @@ fn a_failed_connection_names_its_cause() {
         at(single.nodes[0].host(), "replicaSet=rs9", "副本集名称不符", "rs9"),
         at(hosts, "replicaSet=rs0", "副本集 rs0 没有主节点", "rs.status()"),
         at(uninitiated.host(), "", "副本集尚未初始化", "rs.initiate()"),
-        at(
-            member.address(),
-            "replicaSet=rs0",
-            "副本集成员 no.invalid:1234 无法连接",
-            "directConnection=true",
-        ),
+        at(member.address(), "replicaSet=rs0", unreachable, "directConnection=true"),
         at(old.address(), "", "服务器版本过旧", "4.2"),
         at(junk.to_string(), "", "对方不是 MongoDB 服务器", "端口"),
         whole(&silent_at, unlimited, "超时", "防火墙"),
-        whole(
-            &secondary,
-            format!("mongodb://{secondary}/?directConnection=true"),
-            "不是主节点",
-            "replicaSet",
-        ),
+        whole(&secondary, direct, "不是主节点", "replicaSet"),
         whole("no.such.invalid", srv, "域名无法解析", "SRV"),
         whole(&host, auth.uri_for("admin", "hunter2"), "认证失败", "authSource"),
         whole(&host, auth.uri_for("hunter2", "hunter2"), "认证失败", "authSource"),

@@ -1,6 +1,6 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::{must_pass, path, script};
+use super::{path, script, tool};
 use crate::prelude::*;
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
@@ -22,7 +22,7 @@ pub fn installed() -> (PathBuf, String) {
 }
 
 fn tree(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
-    let names = must_pass(command("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]));
+    let names = tool("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]).go().expect(0).log();
     let file = |path: &Path| (mode(path), fs::read(path).expect("content"));
     names.lines().map(|name| (name.to_owned(), file(&root.join(name)))).collect()
 }

@@ -1,7 +1,7 @@
 //! A whole machine of a test's own: this one's files beneath, and what is written on top of them in
 //! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
 
-use super::{chat, path};
+use super::{chat, tool};
 use crate::prelude::*;
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";
@@ -48,8 +48,7 @@ impl Machine {
     /// they must be.
     pub fn new() -> Option<Self> {
         let dir = scratch_dir();
-        let holder =
-            Run::bare().program("unshare").env("PATH", path()).args(["--mount", "sh", "-c", MOUNT, "sh"]);
+        let holder = tool("unshare").args(["--mount", "sh", "-c", MOUNT, "sh"]);
         let mut holder = holder.arg(&dir).arg(super::script("")).arg(binary()).start();
         await_true("mounts", || dir.join("ready").exists() || !holder.is_running());
         if !holder.is_running() {
@@ -104,8 +103,7 @@ impl Machine {
     }
 
     fn enter(&self) -> Run {
-        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
-        run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()))
+        tool("/usr/bin/nsenter").arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()))
     }
 
     #[track_caller]
@@ -124,8 +122,8 @@ impl Machine {
         await_true("a container", || {
             // nsenter became nspawn; its child is the container's first process once that runs systemd.
             let parent = container.pid().to_string();
-            let children = command("pgrep").args(["-x", "systemd", "-P", &parent]).output().expect("pgrep");
-            String::from_utf8_lossy(&children.stdout).trim().clone_into(&mut first);
+            let children = tool("pgrep").args(["-x", "systemd", "-P", &parent]).go().stdout;
+            children.trim().clone_into(&mut first);
             !first.is_empty() || !container.is_running()
         });
         if first.is_empty() {

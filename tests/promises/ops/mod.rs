@@ -40,25 +40,18 @@ fn tools(names: &[&str]) -> PathBuf {
 
 /// A tool that judges what we ship. Where it is not installed the test says on the terminal that
 /// it was skipped; in continuous integration (`CI` is set) it must be there.
-fn checker(program: &str) -> Option<Command> {
+fn checker(program: &str) -> Option<Run> {
     if find(program).is_none() {
         assert!(env::var_os("CI").is_none(), "{program} is not installed");
         // Not by a macro: the test harness would swallow it.
         let _ = writeln!(io::stderr(), "SKIPPED: a check by {program}, which is not installed");
         return None;
     }
-    let mut tool = command(program);
-    tool.env("PATH", path());
-    Some(tool)
+    Some(tool(program))
 }
 
-#[track_caller]
-fn must_pass(tool: &mut Command) -> String {
-    let output = tool.output().expect("a tool that starts");
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{tool:?}: {}\n{said}", output.status);
-    said
+fn tool(program: &str) -> Run {
+    Run::bare().program(program).env("PATH", path())
 }
 
 #[track_caller]

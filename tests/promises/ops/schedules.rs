@@ -1,7 +1,7 @@
 //! Cron and systemd on an installed machine, and what they do when something is amiss.
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
-use super::{checker, messages, path};
+use super::{checker, messages, tool};
 use crate::prelude::*;
 use std::thread;
 
@@ -55,7 +55,7 @@ fn each_schedule_does_its_job() {
 /// An HTTP server of the machine, and what it says to a GET.
 fn get(port: u16, page: &str) -> String {
     let url = format!("http://127.0.0.1:{port}{page}");
-    Run::bare().program("curl").env("PATH", path()).args(["-s", &url]).go().stdout
+    tool("curl").args(["-s", &url]).go().stdout
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! What systemd, Prometheus and logrotate themselves make of the units, the alert rules and the log of a scheduler.
 
 use super::install::installed;
-use super::{checker, must_pass, script};
+use super::{checker, script, tool};
 use crate::prelude::*;
 
 #[test]
 fn systemd_finds_no_fault_with_the_units() {
-    let Some(mut verify) = checker("systemd-analyze") else { return };
+    let Some(verify) = checker("systemd-analyze") else { return };
     let units = installed().0.join("etc/systemd/system");
     let files = fs::read_dir(units).expect("folder").map(|entry| entry.expect("entry").path());
     let files: Vec<PathBuf> = files.collect();
@@ -15,10 +15,9 @@ fn systemd_finds_no_fault_with_the_units() {
         let here = script("baoming").display().to_string();
         fs::write(file, unit.replace("/usr/local/bin/baoming", &here)).expect("unit");
     }
-    assert_eq!(must_pass(verify.arg("verify").args(files)), "");
-    let mut security = checker("systemd-analyze").expect("as above");
-    security.args(["security", "--offline=true", "--threshold=20"]);
-    must_pass(security.arg(script("systemd/refresh_baoming_tokens@.service")));
+    assert_eq!(verify.arg("verify").args(files).go().expect(0).log(), "");
+    let security = tool("systemd-analyze").args(["security", "--offline=true", "--threshold=20"]);
+    security.arg(script("systemd/refresh_baoming_tokens@.service")).go().expect(0);
 }
 
 #[test]
@@ -45,9 +44,9 @@ fn timers_follow_the_zone_of_the_settings_and_cron_lines_mean_the_same_times() {
 #[test]
 fn the_alert_rules_fire_when_they_should() {
     for (what, file) in [("check", "rules.yml"), ("test", "test.yml")] {
-        let Some(mut promtool) = checker("promtool") else { return };
+        let Some(promtool) = checker("promtool") else { return };
         let file = script("prometheus").join(format!("refresh_baoming_tokens.{file}"));
-        must_pass(promtool.args([what, "rules"]).arg(file));
+        promtool.args([what, "rules"]).arg(file).go().expect(0);
     }
 }
 
@@ -79,9 +78,8 @@ fn logrotate_loses_no_line_of_a_live_scheduler() {
     let scheduler = scheduler.arg("--log-file").arg(&log).start();
     for _ in 0..ROTATIONS {
         rotations.recv_timeout(PATIENCE).expect("requests");
-        let mut logrotate = checker("logrotate").expect("as above");
-        let state = root.join("logrotate.state");
-        must_pass(logrotate.arg("--force").arg("--state").arg(state).arg(&config));
+        let logrotate = tool("logrotate").args(["--force", "--state"]).arg(root.join("logrotate.state"));
+        logrotate.arg(&config).go().expect(0);
     }
     scheduler.await_line("🎉 刷新完成");
     scheduler.signal(Signal::TERM);
@@ -92,7 +90,8 @@ fn logrotate_loses_no_line_of_a_live_scheduler() {
         1 => log.with_extension("log.1"),
         _ => log.with_extension(format!("log.{n}.gz")),
     });
-    let texts = older.chain([log.clone()]).map(|file| must_pass(command("gzip").arg("-dcf").arg(file)));
+    let texts =
+        older.chain([log.clone()]).map(|file| tool("gzip").arg("-dcf").arg(file).go().expect(0).log());
     let texts: Vec<String> = texts.collect();
     assert!(texts.iter().all(|text| !text.is_empty()), "a rotation found nothing new");
     // Standard output carries the same lines and is never rotated.
