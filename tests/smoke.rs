@@ -25,7 +25,6 @@ struct Root {
 }
 
 impl Root {
-    /// One for each file that was built.
     fn all() -> impl Iterator<Item = Self> {
         let built = ["x86_64", "aarch64"].map(|arch| (arch, PathBuf::from(format!("{STATIC_FILE}-{arch}"))));
         built.into_iter().filter(|(_, file)| file.exists()).map(|(arch, file)| {
@@ -49,7 +48,6 @@ impl Root {
     }
 }
 
-/// What a program prints; panics when it fails.
 fn printed(program: &str, args: &[&str]) -> String {
     let output = command(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program}: {output:?}");

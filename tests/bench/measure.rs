@@ -11,9 +11,7 @@ use std::time::Instant;
 
 use crate::support::{Run, Stub, TestDb, binary, scratch_dir};
 
-/// The argument that makes this program the launcher of another.
 pub const LAUNCH: &str = "launch";
-/// The argument that makes this program the floor.
 pub const FLOOR: &str = "floor";
 
 fn own_path() -> PathBuf {
@@ -29,7 +27,6 @@ pub struct Cost {
     pub peak_kib: f64,
 }
 
-/// A run that is going on.
 pub struct Running {
     launcher: Child,
     log: PathBuf,

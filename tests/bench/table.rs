@@ -1,21 +1,16 @@
 //! The table of targets: what was measured, and whether that is good enough.
 
-/// What a target asks for.
 #[derive(Clone, Copy)]
 pub enum Limit {
-    /// The median is no more than this.
     AtMost(f64),
-    /// The median is no less than this.
     AtLeast(f64),
     /// Every sample is as much as this, with so much to either side.
     About(f64, f64),
-    /// No target, for information.
     None,
 }
 
 /// The table so far, told line by line: the whole takes minutes.
 pub struct Table {
-    /// How many targets are missed.
     pub missed: usize,
 }
 

@@ -10,10 +10,9 @@ mod support;
 
 mod floor;
 mod measure;
-mod million;
 mod table;
 
-use mongodb::bson::doc;
+use mongodb::bson::{DateTime, Document, doc};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use std::env;
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use measure::{Cost, FLOOR, LAUNCH, Running};
 use support::mongod::READS;
-use support::{Mongod, Reply, Stub, TestDb};
+use support::{Mongod, Reply, Seed, Stub, TestDb, wall_clock};
 use table::{Limit, Table};
 
 /// How often each measurement is made; the median of them counts. The shorter it is, the more it
@@ -34,7 +33,6 @@ const SHORTEST_ROUNDS: usize = 101;
 
 const USAGE: &str = "usage: cargo bench [-- [--long] [NAME…]]";
 
-/// Something to measure.
 struct Part {
     name: &'static str,
     /// Only with `--long`, or when named.
@@ -53,7 +51,7 @@ const PARTS: [Part; 7] = [
     Part { name: "latency", long: false, one_cpu: false, measure: latency },
     Part { name: "shards", long: false, one_cpu: false, measure: shards },
     Part { name: "pace", long: true, one_cpu: false, measure: pace },
-    Part { name: "million", long: true, one_cpu: false, measure: million::measure },
+    Part { name: "million", long: true, one_cpu: false, measure: million },
 ];
 
 fn main() -> ExitCode {
@@ -97,14 +95,12 @@ impl Part {
     }
 }
 
-/// A database of this many tokens.
 fn seeded(server: &Mongod, tokens: u32) -> TestDb {
     let db = server.fresh_db();
     db.add_tokens("valid", tokens);
     db
 }
 
-/// What the statistics say when all tokens were refreshed.
 fn all_valid(tokens: u32) -> String {
     format!("成功: {tokens} 个")
 }
@@ -130,7 +126,6 @@ fn ratios(turns: &[[Cost; 2]], of: fn(&Cost) -> f64) -> impl Iterator<Item = f64
     turns.iter().map(move |[floor, product]| of(product) / of(floor))
 }
 
-/// The start-up.
 fn one_token(server: &Mongod, table: &mut Table) {
     let (db, api) = (seeded(server, 1), Stub::always(Reply::valid()));
     let turns = in_turns(&db, &api, 1, SHORTEST_ROUNDS);
@@ -173,7 +168,6 @@ fn count(n: impl TryInto<u32>) -> f64 {
     f64::from(n.try_into().ok().expect("a small number"))
 }
 
-/// Peak memory over the number of tokens.
 fn memory(server: &Mongod, table: &mut Table) {
     let api = Stub::always(Reply::valid());
     let sizes = [("1 token", 1), ("1,000 tokens", 1000), ("10,000 tokens", 10_000)];
@@ -238,4 +232,52 @@ fn sharded(db: &TestDb, api: &Stub, processes: u32) -> f64 {
     let secs = start.elapsed().as_secs_f64();
     assert_eq!(u64::try_from(api.requests() - before).ok(), db.tokens().count_documents(doc! {}).run().ok());
     secs
+}
+
+const MILLION: u32 = 1_000_000;
+
+/// Memory, and how soon the first token is asked about.
+fn million(server: &Mongod, table: &mut Table) {
+    let fewer = seeded(server, 10_000);
+    let db = server.fresh_db();
+    seed_million(&db);
+    let (api, down) = (Stub::always(Reply::valid()), Stub::always(Reply::http(503, &[], "")));
+    let rounds: Vec<[Cost; 3]> = (0..ROUNDS)
+        .map(|_| {
+            let base = full_run(&fewer, &api, 10_000);
+            let shard = Running::product(&db, &api, &["--delay-ms=0", "--shard=1/1000"]);
+            let shard = shard.end(0, "失败: 0 个");
+            // All ids are in memory when the run finds that the API is down, after five tokens.
+            let whole = Running::product(&db, &down, &["--delay-ms=0", "--retries=0"]);
+            [base, shard, whole.end(5, "失败: 6 个")]
+        })
+        .collect();
+    let more = f64::from(MILLION - 10_000);
+    for (which, what) in [(1, "--shard 1/1000"), (2, "all")] {
+        let peaks = rounds.iter().map(|round| round[which].peak_kib);
+        let bytes = rounds.iter().map(|round| (round[which].peak_kib - round[0].peak_kib) * 1024.0 / more);
+        let name = format!("1,000,000 tokens, {what}: bytes a token beyond 10,000");
+        table.add(&name, Limit::AtMost(24.0), bytes);
+        table.add(&format!("1,000,000 tokens, {what}: peak memory, KiB"), Limit::None, peaks);
+    }
+    let secs = rounds.iter().map(|round| round[2].wall_secs);
+    table.add("1,000,000 tokens: s until the first are checked", Limit::None, secs);
+}
+
+fn seed_million(db: &TestDb) {
+    const BATCH: u32 = 10_000;
+    /// They were last used over so many days, evenly.
+    const DAYS: u32 = 100;
+    let card = db.add_card("card");
+    let (now, step) = (wall_clock().timestamp_millis(), i64::from(DAYS) * 86_400_000 / i64::from(MILLION));
+    for first in (0..MILLION).step_by(BATCH as usize) {
+        let batch = (first..first + BATCH).map(|n| {
+            // In no order, as in real life: multiplied by a number without a common divisor.
+            let place = i64::from(n) * 7919 % i64::from(MILLION);
+            let used = DateTime::from_millis(now - place * step);
+            Seed::new(&format!("token-{n}")).card(card).set("last_used", used).set("updated_at", used).0
+        });
+        // Not by the database's own helper, which would remember all of them.
+        db.tokens().insert_many(batch.collect::<Vec<Document>>()).run().expect("tokens");
+    }
 }

@@ -14,7 +14,6 @@ NOW [INFO]     - 2222: 最后使用 30 天前
 NOW [INFO]   ✅ 已清理 3 个过期 Token
 ";
 
-/// From the last lines of the run on.
 fn cleanup_of(outcome: &Outcome) -> String {
     let log = timeless(&outcome.stdout);
     log[log.find("NOW [INFO] 🎉").expect("the end of the run")..].to_owned()

@@ -4,8 +4,6 @@
 use crate::connection::PROMPT;
 use crate::prelude::*;
 
-// ------------------------------------------------------------------------------- import
-
 const IMPORT: &str = "\
 NOW [INFO] 📥 导入 FILE...
 NOW [WARNING]   ❌ [1/10] 失败: 名片 000000000000000000000005，数据不完整: 缺少 access_token
@@ -135,8 +133,6 @@ fn an_import_file_that_is_broken_is_one_line_and_imports_nothing() {
     }
 }
 
-// -------------------------------------------------------------------------- the log file
-
 #[test]
 fn log_file_gets_the_log_in_private_and_appended() {
     let (db, api) = valid_tokens(1);
@@ -224,8 +220,6 @@ fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
     assert!(!same.exists());
     assert_eq!((api.requests(), db.snapshot()), (0, before));
 }
-
-// ------------------------------------------------------------------------------ metrics
 
 /// `NOW` stands for the end of the run, `SECONDS` for its duration.
 const METRICS: &str = "\

@@ -16,7 +16,6 @@ mod scheduler;
 mod shards;
 mod stub;
 
-/// What tests need.
 mod prelude {
     pub use crate::faults::{assert_report, dry, each, report};
     pub use crate::support::compare::*;
@@ -25,10 +24,13 @@ mod prelude {
     pub use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
     pub use serde_json::json;
     pub use std::collections::{BTreeMap, BTreeSet};
+    pub use std::ffi::OsString;
     pub use std::fs;
     pub use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
     pub use std::os::unix::fs::{PermissionsExt, symlink};
     pub use std::path::{Path, PathBuf};
+    pub use std::process::{Command, Stdio};
+    pub use std::sync::{Arc, Mutex, mpsc};
     pub use std::time::{Duration, Instant, SystemTime};
 
     /// A database of a test's own, and an API that answers by what the token is called.

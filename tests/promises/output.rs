@@ -69,7 +69,6 @@ fn golden_run_of_one_token_and_a_run_of_none() {
     assert_eq!(outcome.stderr, "");
 }
 
-/// What a run does to a document.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Refreshed,
@@ -216,7 +215,6 @@ fn golden_run_of_every_kind() {
     assert_eq!(left.next(), None);
 }
 
-/// The levels of a run's log.
 fn levels(outcome: &Outcome) -> BTreeSet<String> {
     let level = |line: &str| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned());
     outcome.log().lines().filter_map(level).collect()

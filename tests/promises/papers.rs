@@ -2,15 +2,6 @@
 
 use crate::prelude::*;
 
-const PAPERS: [&str; 6] = [
-    "README.md",
-    "scripts/docs/trouble.md",
-    "scripts/docs/from-python.md",
-    "scripts/docs/containers.md",
-    "scripts/docs/api.md",
-    "scripts/docs/changes.md",
-];
-
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 pub fn read(path: impl AsRef<Path>) -> String {
@@ -18,7 +9,6 @@ pub fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The lines of a source file outside comments and tests.
 fn code(source: &str) -> Vec<String> {
     let text = read(source);
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -30,7 +20,6 @@ fn literals(code: &str) -> impl Iterator<Item = &str> {
     code.split('"').skip(1).step_by(2)
 }
 
-/// A literal without what is filled in.
 fn fixed_parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(['{', '}']).step_by(2).map(str::trim).filter(|part| part.len() > 5)
 }
@@ -59,7 +48,6 @@ fn the_trouble_table_knows_every_cause_and_fault() {
     }
 }
 
-/// What a heading is called in a link.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     heading.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
@@ -67,18 +55,22 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_lead_somewhere_and_both_languages_are_there() {
-    for paper in PAPERS {
-        let text = read(paper);
-        assert!(text.contains("\n## 中文"), "{paper} has no part in Chinese");
+    let papers = fs::read_dir(Path::new(ROOT).join("scripts/docs")).expect("folder");
+    let papers: Vec<_> = papers.map(|entry| entry.expect("entry").path()).collect();
+    assert!(papers.len() >= 5, "{papers:?}");
+    for paper in papers.into_iter().chain([Path::new(ROOT).join("README.md")]) {
+        let text = read(&paper);
+        let name = paper.display();
+        assert!(text.contains("\n## 中文"), "{name} has no part in Chinese");
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         for link in links.filter(|link| !link.contains("://")) {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { paper.into() } else { Path::new(paper).with_file_name(file) };
-            assert!(Path::new(ROOT).join(&target).exists(), "{paper}: {link} leads nowhere");
+            let target = if file.is_empty() { paper.clone() } else { paper.with_file_name(file) };
+            assert!(target.exists(), "{name}: {link} leads nowhere");
             let has = |heading: &str| {
                 read(&target).lines().any(|line| line.starts_with('#') && anchor(line) == heading)
             };
-            assert!(heading.is_empty() || has(heading), "{paper}: no heading for {link}");
+            assert!(heading.is_empty() || has(heading), "{name}: no heading for {link}");
         }
     }
 }

@@ -2,9 +2,6 @@
 
 use crate::prelude::*;
 use crate::support::mongod::READS;
-use std::process::Command;
-
-// ------------------------------------------------------------------------ order and choice
 
 #[test]
 fn least_recently_used_first_on_one_connection_with_one_write_each() {
@@ -106,8 +103,6 @@ fn card_refreshes_one_colleague_s_token_by_name_or_id() {
     }
 }
 
-// -------------------------------------------------------------------------- whose clock
-
 /// The wall clock by the system's own `date`, to the second. It is given the rule rather than a
 /// name: that works without zone files, too.
 fn clock_by_date(posix_rule: &str) -> DateTime {
@@ -159,8 +154,6 @@ fn a_last_used_that_lies_ahead_is_another_zone_s_and_never_moved_back() {
         }
     }
 }
-
-// --------------------------------------------------------------------- requests to the API
 
 #[test]
 fn a_check_is_one_request_as_a_browser_would_send_it() {

@@ -69,8 +69,6 @@ fn the_scheduler_reads_its_secret_anew_and_outlives_a_bad_one() {
     assert_eq!((errors, outcome.stat("成功"), api.requests()), (1, 1, 1));
 }
 
-// ---------------------------------------------------------------------------- self-test
-
 const SELF_TEST: &str = "\
 NOW [INFO] 📊 数据库中有 5 个 Token
 NOW [INFO] 最近的 Token:

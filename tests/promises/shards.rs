@@ -9,7 +9,6 @@ fn add_used(db: &TestDb, n: u32, days: f64) {
     db.add_all((1..=n).map(|n| Seed::new(&unique_token("valid")).set("_id", id(n)).last_used_days_ago(days)));
 }
 
-/// A run, and the tokens that it asked about.
 fn run(db: &TestDb, flags: &[&str]) -> (Outcome, Tokens) {
     let api = Stub::always(Reply::valid());
     let outcome = Run::new(db, &api).args(flags).go();

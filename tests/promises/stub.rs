@@ -3,7 +3,6 @@
 
 use crate::prelude::*;
 use std::net::TcpStream;
-use std::process::Stdio;
 
 #[test]
 fn a_reset_is_no_mere_end() {
@@ -50,8 +49,8 @@ fn nothing_outlives_a_killed_test() {
         command(own).args(test).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("itself");
     let lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
     let line = lines.map_while(Result::ok).find(|line| line.contains("server ")).expect("a server");
-    let mut words = line.split(' ').skip_while(|word| !word.ends_with("server")).skip(1);
-    let (pid, log) = (words.next().expect("pid"), words.next().expect("log"));
+    let (pid, log) =
+        line.rsplit("server ").next().and_then(|rest| rest.split_once(' ')).expect("pid and log");
     let process = Path::new("/proc").join(pid);
     assert!(process.exists() && Path::new(log).exists());
     child.kill().expect("SIGKILL");

@@ -1,6 +1,6 @@
 //! `install.sh` into an empty tree: again and again, over changes, and away.
 
-use super::{must_pass, path, script};
+use super::{path, script, tool};
 use crate::prelude::*;
 
 const CRON: &str = "etc/cron.d/refresh_baoming_tokens";
@@ -15,25 +15,18 @@ fn install(root: &Path, arg: &Path) -> String {
     run.arg(arg).go().expect(0).stdout
 }
 
-/// A folder with all that is installed, and what was said.
 pub fn installed() -> (PathBuf, String) {
     let root = scratch_dir();
     let said = install(&root, &binary());
     (root, said)
 }
 
-/// All files below a folder: mode and content.
-fn tree(root: &Path) -> BTreeMap<String, (u32, String)> {
-    let names = must_pass(command("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]));
-    let file = |name: &str| {
-        let path = root.join(name);
-        let content = String::from_utf8_lossy(&fs::read(&path).expect("content")).into_owned();
-        (name.to_owned(), (mode(&path), content))
-    };
-    names.lines().map(file).collect()
+fn tree(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
+    let names = tool("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]).go().expect(0).log();
+    let file = |path: &Path| (mode(path), fs::read(path).expect("content"));
+    names.lines().map(|name| (name.to_owned(), file(&root.join(name)))).collect()
 }
 
-/// One line that tells of both.
 #[track_caller]
 fn assert_told(said: &str, action: &str, file: &str) {
     let told = said.lines().any(|line| line.contains(action) && line.contains(&format!("/{file}")));
@@ -63,7 +56,7 @@ fn everything_is_in_place_and_installing_again_changes_nothing() {
     }
     assert!(files[SECRET].1.is_empty() && first.contains("还要做 (left to do):"), "{first}");
     // No schedule runs before somebody switches it on.
-    let cron = &files[CRON].1;
+    let cron = String::from_utf8_lossy(&files[CRON].1);
     assert!(!cron.lines().any(|line| !line.starts_with('#') && line.contains(" root ")), "{cron}");
 
     let second = install(&root, &binary());
@@ -111,7 +104,7 @@ fn secrets_and_changed_files_outlive_upgrade_and_uninstall() {
         assert_eq!(left.len(), kept.len() + 1, "{left:?}");
         assert!(left.contains_key(SECRET));
         for (place, content) in &kept {
-            assert_eq!(&left[place].1, content, "{place}");
+            assert_eq!(left[place].1, content.as_bytes(), "{place}");
         }
     }
 }

@@ -1,9 +1,8 @@
 //! A whole machine of a test's own: this one's files beneath, and what is written on top of them in
 //! a scratch folder. Commands, cron and a booted systemd run in it as on a server.
 
-use super::{chat, path};
+use super::{chat, tool};
 use crate::prelude::*;
-use std::process::{Child, Stdio};
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";
 pub const LOG: &str = "/var/log/refresh_baoming_tokens/refresh.log";
@@ -17,7 +16,7 @@ pub struct Machine {
     pub api: Stub,
     pub chat: Stub,
     /// Holds the mounts; they go with it.
-    holder: Child,
+    holder: Live,
     /// The machine's root as its holder sees it.
     mount: PathBuf,
     /// The container's first process, once it was booted.
@@ -40,7 +39,7 @@ const MOUNT: &str = r#"
     printf '#!/bin/sh\nexec "$@"\n' >usr/local/bin/sudo
     printf '#!/bin/sh\ncat "/root/answers/${1##*/}" >"$1"\n' >usr/local/bin/sudoedit
     chmod 755 usr/local/bin/sudo usr/local/bin/sudoedit
-    echo ready
+    touch "$1/ready"
     exec sleep 100000"#;
 
 impl Machine {
@@ -49,16 +48,12 @@ impl Machine {
     /// they must be.
     pub fn new() -> Option<Self> {
         let dir = scratch_dir();
-        let mut holder = command("unshare");
-        holder.args(["--mount", "sh", "-c", MOUNT, "sh"]).arg(&dir).arg(super::script("")).arg(binary());
-        let holder = holder.env("PATH", path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut holder = holder.expect("unshare");
-        let mut said = String::new();
-        BufReader::new(holder.stdout.take().expect("stdout")).read_line(&mut said).expect("holder");
-        if said != "ready\n" {
+        let holder = tool("unshare").args(["--mount", "sh", "-c", MOUNT, "sh"]);
+        let mut holder = holder.arg(&dir).arg(super::script("")).arg(binary()).start();
+        await_true("mounts", || dir.join("ready").exists() || !holder.is_running());
+        if !holder.is_running() {
             assert!(std::env::var_os("CI").is_none(), "no mounts of its own");
             let _ = writeln!(io::stderr(), "SKIPPED: a machine of its own, which needs root");
-            let _ = holder.wait();
             return None;
         }
         let ((db, api), chat) = (world(), chat());
@@ -85,7 +80,7 @@ impl Machine {
 
     /// A file of the machine, as this process reaches it.
     pub fn path(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{}{path}", self.holder.id(), self.mount.display()))
+        PathBuf::from(format!("/proc/{}/root{}{path}", self.holder.pid(), self.mount.display()))
     }
 
     pub fn read(&self, path: &str) -> String {
@@ -107,10 +102,8 @@ impl Machine {
         run.args(["/bin/sh", "-c", shell_command])
     }
 
-    /// A command to come among its mounts.
     fn enter(&self) -> Run {
-        let run = Run::bare().program("/usr/bin/nsenter").env("PATH", path());
-        run.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))
+        tool("/usr/bin/nsenter").arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()))
     }
 
     #[track_caller]
@@ -129,8 +122,8 @@ impl Machine {
         await_true("a container", || {
             // nsenter became nspawn; its child is the container's first process once that runs systemd.
             let parent = container.pid().to_string();
-            let children = command("pgrep").args(["-x", "systemd", "-P", &parent]).output().expect("pgrep");
-            String::from_utf8_lossy(&children.stdout).trim().clone_into(&mut first);
+            let children = tool("pgrep").args(["-x", "systemd", "-P", &parent]).go().stdout;
+            children.trim().clone_into(&mut first);
             !first.is_empty() || !container.is_running()
         });
         if first.is_empty() {
@@ -153,7 +146,5 @@ impl Drop for Machine {
             let _ = command("kill").args(["-9", &first]).status();
             drop(container);
         }
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
     }
 }

@@ -9,14 +9,11 @@ mod machine;
 mod monitor;
 mod notify;
 mod readme;
-mod rotate;
 mod schedules;
 mod sharded;
 mod units;
 
-use std::ffi::OsString;
-use std::process::Command;
-use std::{env, io};
+use std::env;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
@@ -33,7 +30,6 @@ fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path()).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// A folder with nothing but these tools.
 fn tools(names: &[&str]) -> PathBuf {
     let dir = scratch_dir();
     for name in names {
@@ -44,26 +40,18 @@ fn tools(names: &[&str]) -> PathBuf {
 
 /// A tool that judges what we ship. Where it is not installed the test says on the terminal that
 /// it was skipped; in continuous integration (`CI` is set) it must be there.
-fn checker(program: &str) -> Option<Command> {
+fn checker(program: &str) -> Option<Run> {
     if find(program).is_none() {
         assert!(env::var_os("CI").is_none(), "{program} is not installed");
         // Not by a macro: the test harness would swallow it.
         let _ = writeln!(io::stderr(), "SKIPPED: a check by {program}, which is not installed");
         return None;
     }
-    let mut tool = command(program);
-    tool.env("PATH", path());
-    Some(tool)
+    Some(tool(program))
 }
 
-/// Panics, with what the tool said, when it fails.
-#[track_caller]
-fn must_pass(tool: &mut Command) -> String {
-    let output = tool.output().expect("a tool that starts");
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{tool:?}: {}\n{said}", output.status);
-    said
+fn tool(program: &str) -> Run {
+    Run::bare().program(program).env("PATH", path())
 }
 
 #[track_caller]
@@ -79,7 +67,6 @@ fn run_script(name: &str, db: &TestDb, api: &Stub) -> Run {
     Run::new(db, api).no_args().program(script(name)).env("PATH", path)
 }
 
-/// A chat service that takes every message.
 fn chat() -> Stub {
     Stub::always(Reply::json(200, r#"{"errcode":0,"errmsg":"ok","code":0,"msg":"success"}"#))
 }
@@ -92,7 +79,6 @@ fn text_of(request: &Request) -> String {
     text.expect("a text").to_owned()
 }
 
-/// All that it posted so far.
 fn messages(chat: &Stub) -> Vec<String> {
     chat.recorded().iter().map(|request| text_of(request)).collect()
 }

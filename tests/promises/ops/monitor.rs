@@ -2,7 +2,6 @@
 
 use super::{assert_one_line, checker, find, path, script, tools};
 use crate::prelude::*;
-use std::ffi::OsString;
 
 /// The shell and search path of GNU/Linux, of the BSDs (by the awk they have), and of Alpine
 /// (nothing but busybox).

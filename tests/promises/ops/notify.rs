@@ -3,7 +3,6 @@
 use super::support::tls::ca_file;
 use super::{chat, messages, path, script, text_of, tools};
 use crate::prelude::*;
-use std::sync::{Arc, Mutex};
 
 const KEY: &str = "5ecretKey";
 
@@ -20,7 +19,6 @@ fn report(changes: serde_json::Value) -> String {
     report.to_string()
 }
 
-/// What stands for the program: says this report, this error, and ends with this code.
 const FAKE: &str = r#"printf %s "$REPORT"; [ -z "$SAY" ] || echo "$SAY" >&2; exit "$CODE""#;
 
 /// A file that holds this address, for its owner's eyes only.
@@ -38,7 +36,6 @@ fn notify(sink: &Stub) -> Run {
     run.env("http_proxy", format!("http://{}", sink.address()))
 }
 
-/// With a program that reports this and ends so.
 fn with_fake(run: Run, report: &str, code: i32) -> Run {
     run.args(["sh", "-c", FAKE]).env("REPORT", report).env("SAY", "").env("CODE", code.to_string())
 }
@@ -174,31 +171,62 @@ fn a_command_that_said_nothing_was_killed_or_is_not_there_is_told_with_its_last_
 }
 
 #[test]
-fn a_message_that_cannot_be_delivered_is_a_warning_with_its_text() {
+fn a_message_that_cannot_be_delivered_is_a_warning_with_its_text_and_stops_no_run() {
     let deleted = report(json!({ "deleted": 1 }));
-    let refused = r#"{"errcode":310000,"errmsg":"keywords not in content"}"#;
+    let refusal = r#"{"errcode":310000,"errmsg":"keywords not in content"}"#;
     let feishu = r#"{"code":19001,"msg":"param invalid"}"#;
-    for (host, reply, warning) in [
-        ("oapi.dingtalk.com", Reply::json(200, refused), "HTTP 200, errcode 310000"),
-        ("open.feishu.cn", Reply::json(200, feishu), "HTTP 200, errcode 19001"),
-        ("oapi.dingtalk.com", Reply::json(200, "<html>"), "HTTP 200"),
-        ("oapi.dingtalk.com", Reply::json(404, r#"{"errcode":0}"#), "HTTP 404"),
-        ("chat.example", Reply::redirect("http://other.example/"), "HTTP 302"),
-        ("chat.example", Reply::close(), "curl 52"),
+    let wide = file("webhook_url", "http://chat.example/", 0o440);
+    let refused = |host: &str, reply, warning: &str| {
+        let warning = format!("无法发送到 {host}: curl {warning}");
+        (webhook(&format!("http://{host}/{KEY}")), Stub::always(reply), 0, 0, warning, 1)
+    };
+    let unusable =
+        |file: PathBuf, code, ending, warning: &str| (file, chat(), code, ending, warning.into(), 0);
+    let of_tls = |certificate, warning: &str, posted| {
+        let sink = Stub::always_tls(certificate, Reply::json(200, ""));
+        let file = webhook(&format!("https://localhost:{}/{KEY}", sink.address().port()));
+        (file, sink, 0, 0, warning.into(), posted)
+    };
+    // Of a run with this exit code, that of the script, its warning, whether there was a request.
+    for (file, sink, code, ending, warning, posted) in [
+        refused("oapi.dingtalk.com", Reply::json(200, refusal), "0, HTTP 200, errcode 310000"),
+        refused("open.feishu.cn", Reply::json(200, feishu), "0, HTTP 200, errcode 19001"),
+        refused("oapi.dingtalk.com", Reply::json(200, "<html>"), "0, HTTP 200"),
+        refused("oapi.dingtalk.com", Reply::json(404, r#"{"errcode":0}"#), "0, HTTP 404"),
+        refused("chat.example", Reply::redirect("http://other.example/"), "0, HTTP 302"),
+        refused("chat.example", Reply::close(), "52,"),
+        unusable(webhook(""), 3, 3, ""),
+        unusable(scratch_dir().join("missing"), 3, 3, "无法读取"),
+        unusable(wide.clone(), 3, 3, "0600"),
+        unusable(wide.clone(), 0, 2, "0600"),
+        unusable(webhook("mongodb://x"), 3, 3, "没有 http(s) 地址"),
+        unusable(webhook("http://a/\"b"), 3, 3, "没有 http(s) 地址"),
+        of_tls(Certificate::SelfSigned, "无法发送到 localhost", 0),
+        of_tls(Certificate::Expired, "无法发送到 localhost", 0),
     ] {
-        let file = webhook(&format!("http://{host}/{KEY}"));
-        let said = told(&deleted, 0, &file, &Stub::always(reply)).go().expect(0).stderr;
-        let parts = [&format!("无法发送到 {host}"), warning, "删除 1"];
-        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        let outcome = told(&deleted, code, &file, &sink).env("CURL_CA_BUNDLE", ca_file()).go().expect(ending);
+        assert!(outcome.stderr.contains("总计 10, 成功 10, 删除 1\n"), "{outcome:?}");
+        let warned = outcome.stderr.lines().find(|line| line.starts_with("notify.sh: ")).unwrap_or_default();
+        assert!(
+            warned.contains(&warning) && warned.is_empty() == warning.is_empty(),
+            "{warning}: {outcome:?}"
+        );
+        assert_eq!(sink.requests().min(1), posted, "{outcome:?}");
     }
-    // A retry helps against what passes by.
+    // Under systemd it is handed over, whatever its mode; a good certificate is taken; a retry helps against what
+    // passes by.
+    let folder = wide.parent().expect("a folder").to_owned();
+    let (file, tls_sink, ..) = of_tls(Certificate::Good, "", 1);
     let recovering = Stub::start(|request| match request.number {
         1 => Reply::http(503, &[], "later"),
         _ => Reply::json(200, r#"{"errcode":0}"#),
     });
-    let file = webhook(&format!("http://oapi.dingtalk.com/?access_token={KEY}"));
-    assert_eq!(told(&deleted, 0, &file, &recovering).go().expect(0).log(), "");
-    assert_eq!(recovering.requests(), 2);
+    let dingtalk = webhook(&format!("http://oapi.dingtalk.com/?access_token={KEY}"));
+    for (file, sink, requests) in [(wide, chat(), 1), (file, tls_sink, 1), (dingtalk, recovering, 2)] {
+        let run = told(&deleted, 0, &file, &sink).env("CREDENTIALS_DIRECTORY", &folder);
+        let outcome = run.env("CURL_CA_BUNDLE", ca_file()).go().expect(0);
+        assert_eq!((outcome.log().as_str(), sink.requests()), ("", requests));
+    }
 }
 
 #[test]
@@ -219,40 +247,4 @@ fn the_key_shows_in_no_process_list() {
     assert!(commands.iter().any(|line| line.starts_with("curl ")), "no curl among {commands:?}");
     let leaking: Vec<&String> = commands.iter().filter(|line| line.contains(KEY)).collect();
     assert!(leaking.is_empty(), "{leaking:?}");
-}
-
-#[test]
-fn a_robot_that_cannot_be_used_stops_no_run() {
-    let sink = chat();
-    let failed = report(json!({ "failed": 3 }));
-    let wide = file("webhook_url", "http://chat.example/", 0o440);
-    for (file, code, ending, warning) in [
-        (webhook(""), 3, 3, ""),
-        (scratch_dir().join("missing"), 3, 3, "无法读取"),
-        (wide.clone(), 3, 3, "0600"),
-        (wide.clone(), 0, 2, "0600"),
-        (webhook("mongodb://x"), 3, 3, "没有 http(s) 地址"),
-        (webhook("http://a/\"b"), 3, 3, "没有 http(s) 地址"),
-    ] {
-        let outcome = told(&failed, code, &file, &sink).go().expect(ending);
-        assert!(outcome.stderr.contains("总计 10, 成功 10, 失败 3\n"), "{outcome:?}");
-        let warned = outcome.stderr.lines().find(|line| line.starts_with("notify.sh: ")).unwrap_or_default();
-        assert!(warned.contains(warning) && warned.is_empty() == warning.is_empty(), "{outcome:?}");
-    }
-    // Under systemd it is handed over, whatever its mode.
-    let run = told(&failed, 3, &wide, &sink).env("CREDENTIALS_DIRECTORY", wide.parent().expect("a folder"));
-    assert_eq!((run.go().expect(3).log().as_str(), sink.requests()), ("", 1));
-}
-
-#[test]
-fn tls_is_verified() {
-    for (certificate, posted) in
-        [(Certificate::Good, 1), (Certificate::SelfSigned, 0), (Certificate::Expired, 0)]
-    {
-        let sink = Stub::always_tls(certificate, Reply::json(200, ""));
-        let file = webhook(&format!("https://localhost:{}/{KEY}", sink.address().port()));
-        let outcome = told("", 1, &file, &sink).env("CURL_CA_BUNDLE", ca_file()).go().expect(1);
-        assert_eq!(sink.requests(), posted, "{certificate:?}: {outcome:?}");
-        assert_eq!(outcome.stderr.contains("无法发送到 localhost"), posted == 0, "{outcome:?}");
-    }
 }

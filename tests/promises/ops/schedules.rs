@@ -1,7 +1,7 @@
 //! Cron and systemd on an installed machine, and what they do when something is amiss.
 
 use super::machine::{ETC, LOG, Machine, NOBODY, SCHEDULES};
-use super::{checker, messages, path};
+use super::{checker, messages, tool};
 use crate::prelude::*;
 use std::thread;
 
@@ -14,14 +14,18 @@ fn three_ages(db: &TestDb) -> [mongodb::bson::oid::ObjectId; 3] {
     [("recent", 1.0), ("idle", 10.0), ("busy", 41.0)].map(|(label, days)| db.add_used(label, days))
 }
 
-/// What is posted while this runs on a machine on which that was spoiled before; then it is mended.
-fn posted(machine: &Machine, spoil: &str, run: impl FnOnce()) -> Vec<String> {
+/// Runs this on a machine on which that was spoiled before, and mends it. What is posted is one message with all these
+/// parts, or none.
+#[track_caller]
+fn assert_posted(machine: &Machine, spoil: &str, parts: &[&str], run: impl FnOnce()) {
     let count = messages(&machine.chat).len();
     machine.must(&format!("cp -a {ETC} /root/etc; cp {PROGRAM} /root/bin"));
     machine.must(&format!("ETC={ETC} STATE={STATE} LOG={LOG} PROGRAM={PROGRAM}; {spoil}"));
     run();
     machine.must(&format!("rm -r {ETC}; mv /root/etc {ETC}; mkdir -p {STATE}; mv /root/bin {PROGRAM}"));
-    messages(&machine.chat).split_off(count)
+    let new = messages(&machine.chat).split_off(count);
+    assert_eq!(new.len(), usize::from(!parts.is_empty()), "{spoil}: {new:?}");
+    assert!(parts.iter().all(|part| new[0].contains(part)), "{spoil}: {new:?}");
 }
 
 #[test]
@@ -33,21 +37,18 @@ fn each_schedule_does_its_job() {
     let status = machine.sh("baoming status").go().expect(3).stdout;
     assert_eq!(status.matches("(missing)").count(), SCHEDULES.len(), "those switched on: {status}");
     let last_used = |id| db.token(id).map(|token| token.get_datetime("last_used").copied().expect("a date"));
-    for (schedule, code, refreshed, text) in [
-        ("active", 0, 1, ""),
-        ("all", 3, 2, "[all] ⚠️ 退出码 3: 部分 Token 失败，已保留\n总计 3, 成功 2, 失败 1\n原因: "),
-        ("cleanup", 3, 2, "清理 1\n"),
-    ] {
+    let failed = "[all] ⚠️ 退出码 3: 部分 Token 失败，已保留\n总计 3, 成功 2, 失败 1\n原因: ";
+    for (schedule, code, refreshed, parts) in
+        [("active", 0, 1, &[][..]), ("all", 3, 2, &[failed]), ("cleanup", 3, 2, &["清理 1\n"])]
+    {
         let dates = ids.map(last_used);
-        let new = posted(&machine, "true", || {
+        assert_posted(&machine, "true", parts, || {
             let outcome = machine.sh(&format!("baoming run {schedule}")).go().expect(code);
             assert_eq!(outcome.log(), "", "{schedule}: cron would mail it");
         });
         let moved =
             ids.iter().zip(dates).filter(|&(&id, date)| last_used(id).is_some_and(|now| Some(now) > date));
         assert_eq!(moved.count(), refreshed, "{schedule}");
-        assert_eq!(new.len(), usize::from(!text.is_empty()), "{schedule}: {new:?}");
-        assert!(new.iter().all(|message| message.contains(text)), "{schedule}: {new:?}");
         assert!(machine.read(LOG).contains("🎉 刷新完成"), "{schedule}");
     }
     assert!(db.token(ids[2]).is_none());
@@ -57,7 +58,7 @@ fn each_schedule_does_its_job() {
 /// An HTTP server of the machine, and what it says to a GET.
 fn get(port: u16, page: &str) -> String {
     let url = format!("http://127.0.0.1:{port}{page}");
-    Run::bare().program("curl").env("PATH", path()).args(["-s", &url]).go().stdout
+    tool("curl").args(["-s", &url]).go().stdout
 }
 
 #[test]
@@ -135,28 +136,23 @@ fn what_keeps_a_schedule_from_running_is_posted_with_its_cause() {
         ("printf 'kill -9 $$' >$PROGRAM", 137, "被信号 9 杀死"),
         ("rm -r $STATE", 2, STATE),
     ] {
-        let new = posted(&machine, spoil, || {
+        let start = if code == 0 { "[all] ❌ ".to_owned() } else { format!("[all] ❌ 退出码 {code}") };
+        assert_posted(&machine, spoil, &[&start, cause], || {
             machine.sh("baoming run all").go().expect(code);
             let status = machine.sh("baoming status").go().stdout;
             let is_told = status.contains(&format!("all 失败: 退出码 {} ", code.max(1)));
             assert!(is_told || spoil == "rm -r $STATE", "{spoil}: {status}");
         });
-        let start = if code == 0 { "[all] ❌ ".to_owned() } else { format!("[all] ❌ 退出码 {code}") };
-        let said = new.iter().all(|text| text.contains(&start) && text.contains(cause));
-        assert!(new.len() == 1 && said, "{spoil}: {new:?}");
     }
     // A Windows editor's line ends; a password that only the service's group can read.
     machine.must(&format!(
         "sed -i 's/$/\\r/' {ETC}/settings.conf {ETC}/all.conf; chmod 640 {ETC}/settings.conf
          echo HTTP_PROXY=http://u:pw@h >>{ETC}/settings.conf; baoming run all"
     ));
-    let killed = posted(&machine, "true", || {
-        machine
-            .sh("MONITOR_SERVICE_RESULT=signal MONITOR_EXIT_STATUS=KILL baoming failed all")
-            .go()
-            .expect(137);
+    assert_posted(&machine, "true", &["[all] ❌ 退出码 137", "被信号 9 杀死"], || {
+        let failed = "MONITOR_SERVICE_RESULT=signal MONITOR_EXIT_STATUS=KILL baoming failed all";
+        machine.sh(failed).go().expect(137);
     });
-    assert!(killed.len() == 1 && killed[0].contains("被信号 9 杀死"), "{killed:?}");
 }
 
 #[test]
@@ -222,18 +218,18 @@ fn a_booted_systemd_runs_the_units_and_nothing_after_the_uninstall() {
     machine
         .must(&format!("systemctl enable --now {NAME}@active.timer {NAME}@all.timer {NAME}@cleanup.timer"));
     for (spoil, schedule, parts) in [
-        ("true", "active", [""; 2]),
-        ("true", "all", ["[all] ⚠️ 退出码 3", "失败 1"]),
-        ("echo OPTIONS=--crad >$ETC/all.conf", "all", ["[all] ❌ 退出码 2", "--crad"]),
+        ("true", "active", &[][..]),
+        ("true", "all", &["[all] ⚠️ 退出码 3", "失败 1"]),
+        ("echo OPTIONS=--crad >$ETC/all.conf", "all", &["[all] ❌ 退出码 2", "--crad"]),
         // What never started is told by OnFailure=, and only that: one fault is one message.
-        ("rm $ETC/mongodb_uri", "cleanup", ["[cleanup] ❌ 退出码 126", "exit-code 243"]),
-        ("rm $ETC/settings.conf", "active", ["[active] ❌ 退出码 2", "settings.conf"]),
+        ("rm $ETC/mongodb_uri", "cleanup", &["[cleanup] ❌ 退出码 126", "exit-code 243"]),
+        ("rm $ETC/settings.conf", "active", &["[active] ❌ 退出码 2", "settings.conf"]),
         // A robot is optional; what root did by hand, with no log there, keeps no unit from writing.
-        ("rm $ETC/webhook_url", "active", [""; 2]),
-        ("rm $LOG; baoming run active", "active", [""; 2]),
+        ("rm $ETC/webhook_url", "active", &[]),
+        ("rm $LOG; baoming run active", "active", &[]),
     ] {
-        let (count, fails) = (messages(&machine.chat).len(), !parts[0].is_empty());
-        let new = posted(&machine, spoil, || {
+        let (count, fails) = (messages(&machine.chat).len(), !parts.is_empty());
+        assert_posted(&machine, spoil, parts, || {
             let started = machine.sh(&format!("systemctl start {NAME}@{schedule}")).go();
             assert_eq!(started.code == Some(0), !fails, "{spoil}: {started:?}");
             // Whatever OnFailure= started has ended.
@@ -242,8 +238,6 @@ fn a_booted_systemd_runs_the_units_and_nothing_after_the_uninstall() {
                 state == "inactive\n" && (!fails || messages(&machine.chat).len() > count)
             });
         });
-        assert_eq!(new.len(), usize::from(fails), "{spoil}: {new:?}");
-        assert!(new.iter().all(|text| parts.iter().all(|part| text.contains(part))), "{spoil}: {new:?}");
     }
     // Any user can read how it went; the log stays private.
     // What never got as far as a report does not look like the run before.

@@ -1,9 +1,8 @@
 //! `refresh_sharded.sh`: several processes that look like one run.
 
-use super::{must_pass, run_script, script};
+use super::{run_script, script, tool};
 use crate::prelude::*;
 use rustix::process::{Pid, kill_process, kill_process_group};
-use std::sync::{Mutex, mpsc};
 
 /// Without pauses between tokens, and with a folder of its own for what is temporary.
 fn sharded(db: &TestDb, api: &Stub, tmp: &Path, args: &[&str]) -> Run {
@@ -126,7 +125,7 @@ fn a_process_that_dies_is_not_passed_over() {
     let run = sharded(&db, &api, &tmp, &["3", "--json"]).start();
     api.await_request(3);
     let second = ["-P", &run.pid().to_string(), "-f", "--", "--shard 2/3"];
-    let victim = must_pass(command("pgrep").args(second)).trim().parse().expect("the second process");
+    let victim = tool("pgrep").args(second).go().expect(0).log().trim().parse().expect("the second process");
     kill_process(Pid::from_raw(victim).expect("a process id"), Signal::KILL).expect("signal");
     drop(gate);
     let outcome = run.wait().expect(1);
