@@ -146,7 +146,8 @@ impl TestDb {
         self.add_labelled(&[label])[0]
     }
 
-    /// Adds tokens with a card each, in the order of a run.
+    /// Adds tokens with a card each, last used a day ago, or as many as a part of the label says
+    /// (`valid-41d`), one second after the other.
     pub fn add_labelled(&self, labels: &[&str]) -> Vec<ObjectId> {
         self.add_in_order(labels.iter().map(|label| (*label, self.add_card(label))))
     }
@@ -158,8 +159,9 @@ impl TestDb {
     }
 
     fn add_in_order<'a>(&self, tokens: impl Iterator<Item = (&'a str, ObjectId)>) -> Vec<ObjectId> {
-        let first = wall_clock_days_ago(1.0).timestamp_millis();
+        let days = |label: &str| label.split('-').find_map(|part| part.strip_suffix('d')?.parse().ok());
         self.add_all(tokens.zip(0..).map(|((label, card), i)| {
+            let first = wall_clock_days_ago(days(label).unwrap_or(1.0)).timestamp_millis();
             let used = DateTime::from_millis(first + i * 1000);
             Seed::new(&unique_token(label)).card(card).set("updated_at", used).set("last_used", used)
         }))

@@ -14,7 +14,7 @@ use super::support::{
     Mongod, ReplicaSet, Reply, Run, Seed, Signal, Stub, TestDb, Total, await_true, count, file, scratch_dir,
     unique_token,
 };
-use super::{Trial, assert_report, assert_whole, each, report, single, struck, talkative, with_option};
+use super::{Trial, assert_report, assert_whole, each, single, struck, talkative, with_option};
 
 /// What happens to a server, and what brings it back.
 type Harm = (&'static str, fn(&Mongod), fn(&Mongod));
@@ -217,10 +217,8 @@ fn errors_of_the_server_itself() {
     ];
     for (command, code, times, exit, ends) in rows {
         eprintln!("{command} {code}");
-        let db = single().fresh_db();
-        let unused = db.add_used("valid", 41.0);
-        let labelled = db.add_labelled(&["invalid", "valid", "invalid", "valid"]);
-        let trial = Trial::of([vec![unused], labelled].concat(), db);
+        let labels = ["valid-41d", "invalid", "valid", "invalid", "valid"];
+        let trial = Trial::new(single().fresh_db(), &labels);
         let name = &trial.db.name;
         let data = doc! { "failCommands": [command], "errorCode": code, "appName": name };
         let fail = |mode: Bson| {
@@ -272,22 +270,20 @@ fn a_clock_that_is_wrong_changes_nothing() {
     each(&rows, |&(shift, code)| {
         count(Total::FAULTS, 1);
         let db = single().fresh_db();
-        db.add_labelled(&["invalid", "valid", "valid"]);
-        db.add_used("valid", 20.0);
         db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
-        let before = db.snapshot();
+        let trial = Trial::new(db, &["invalid", "valid", "valid", "valid-20d"]);
         let api = Stub::by_label();
-        let run = talkative(&db, &api).args(["--cleanup-days", "30"]);
+        let run = talkative(&trial.db, &api).args(["--cleanup-days", "30"]);
         let run = run.env("LD_PRELOAD", shifting_library()).env("SHIFT_SECONDS", shift.to_string());
         let outcome = run.go();
         if code == 1 {
-            assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
-            assert_eq!((db.snapshot(), api.requests()), (before, 0));
+            trial.assert_end(&outcome, 1, "....");
+            assert_eq!(api.requests(), 0);
             let is_told = |line: &str| line.contains("[ERROR]") && line.contains("时钟");
             assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
         } else {
-            assert_report(&outcome, &report(&db, 0, None, &[("success", 3), ("deleted", 1)]));
-            assert_eq!(db.snapshot().bin.len(), 2);
+            assert_report(&outcome, &trial.report(0, "x+++"));
+            assert_eq!(trial.db.snapshot().bin.len(), 2);
         }
     });
 }
@@ -317,18 +313,18 @@ fn a_long_run_tells_its_progress_once_a_minute() {
     }
 }
 
-/// What an account may do with tokens and bin; what becomes of a valid token, an invalid one, and
+/// What an account may do with tokens and bin; what becomes of an invalid token, a valid one, and
 /// one that the cleanup would take; what a warning names.
 type Account = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>);
 
 const BIN: Option<&str> = Some("baoming_tokens_deleted");
 const ACCOUNTS: [Account; 6] = [
-    ("all", "find update remove", "find insert remove", "+xc", None),
-    ("no-bin", "find update remove", "collStats", "+w.", BIN),
-    ("read-bin", "find update remove", "find remove", "+w.", BIN),
-    ("no-purge", "find update remove", "insert", "+xc", BIN),
-    ("no-remove", "find update", "find insert remove", "+w.", Some("没有权限")),
-    ("read-only", "find", "find", "!w.", Some("没有权限")),
+    ("all", "find update remove", "find insert remove", "x+c", None),
+    ("no-bin", "find update remove", "collStats", "w+.", BIN),
+    ("read-bin", "find update remove", "find remove", "w+.", BIN),
+    ("no-purge", "find update remove", "insert", "x+c", BIN),
+    ("no-remove", "find update", "find insert remove", "w+.", Some("没有权限")),
+    ("read-only", "find", "find", "w!.", Some("没有权限")),
 ];
 
 #[test]
@@ -341,16 +337,13 @@ fn an_account_that_may_not_do_all_loses_nothing() {
         let privileges: [(&str, &[&str]); 3] =
             [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
         let uri = server.add_user(name, &db.name, &privileges);
-        let mut ids = db.add_labelled(&["invalid", "valid"]);
-        ids.reverse();
-        ids.push(db.add_used("unclear", 41.0));
-        let trial = Trial::of(ids, db);
+        let trial = Trial::new(db, &["invalid", "valid", "unclear-41d"]);
         // The collection is there, and an entry that is due for the purge.
         trial.db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
         let api = Stub::by_label();
         let run = talkative(&trial.db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
         let outcome = run.env("MONGODB_URI", uri).go();
-        let is_done = ends == "+xc";
+        let is_done = ends == "x+c";
         assert_report(&outcome, &trial.report(i32::from(!is_done), ends));
         let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
         let mut warnings = outcome.stderr.lines().filter(is_loud);
