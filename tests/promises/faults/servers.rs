@@ -23,75 +23,55 @@ const KILL: Harm = ("SIGKILL", Mongod::kill, Mongod::restart);
 const FREEZE: Harm = ("SIGSTOP", Mongod::freeze, Mongod::thaw);
 const LOCK: Harm = ("locked for a backup, so that writes wait", Mongod::lock, Mongod::unlock);
 
-/// What comes of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Then {
-    /// The server is back after so many seconds.
-    Back(u64),
-    /// The run gives up before it is.
-    Lost,
-    /// A signal comes when a write waits.
-    Stopped,
-}
-use Then::{Back, Lost, Stopped};
-
 /// Three that go and three that stay; the last one is written after all others are judged.
 const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "valid"];
 const DONE: &str = "x+x+x+";
 
-/// While the API is asked which question (six, then the second ones) what happens, and what becomes
-/// of each token.
-const OUTAGES: [(usize, Harm, Then, &str); 15] = [
-    (2, FREEZE, Lost, "w!----"),
-    (8, FREEZE, Lost, "x+w+w+"),
-    (2, LOCK, Lost, "w!----"),
-    (2, LOCK, Stopped, "w!----"),
-    (2, KILL, Lost, "w!----"),
-    (6, KILL, Lost, "w+w+w!"),
-    (7, KILL, Lost, "w+w+w+"),
-    (9, KILL, Lost, "x+x+w+"),
-    (2, KILL, Back(14), DONE),
-    (8, KILL, Back(12), DONE),
-    (4, FREEZE, Back(8), DONE),
-    (6, KILL, Back(3), DONE),
-    (1, KILL, Back(2), DONE),
-    (7, KILL, Back(2), DONE),
-    (9, FREEZE, Back(3), DONE),
+/// While the API is asked which question (six, then the second ones) what happens, after how many
+/// seconds the server is back if the run waits for it, exit code (of a signal: when a write waits),
+/// and what becomes of each token.
+const OUTAGES: [(usize, Harm, Option<u64>, i32, &str); 15] = [
+    (2, FREEZE, None, 1, "w!----"),
+    (8, FREEZE, None, 1, "x+w+w+"),
+    (2, LOCK, None, 1, "w!----"),
+    (2, LOCK, None, 143, "w!----"),
+    (2, KILL, None, 1, "w!----"),
+    (6, KILL, None, 1, "w+w+w!"),
+    (7, KILL, None, 1, "w+w+w+"),
+    (9, KILL, None, 1, "x+x+w+"),
+    (2, KILL, Some(14), 0, DONE),
+    (8, KILL, Some(12), 0, DONE),
+    (4, FREEZE, Some(8), 0, DONE),
+    (6, KILL, Some(3), 0, DONE),
+    (1, KILL, Some(2), 0, DONE),
+    (7, KILL, Some(2), 0, DONE),
+    (9, FREEZE, Some(3), 0, DONE),
 ];
 
 #[test]
 fn a_server_that_goes_away_in_mid_run() {
-    each(&OUTAGES, |&(question, (harm, strike, heal), then, ends)| {
+    each(&OUTAGES, |&(question, (harm, strike, heal), back_after, code, ends)| {
         let server = Mongod::start();
         let trial = Trial::new(server.fresh_db(), &LABELS);
         server.admin(doc! { "fsync": 1 });
         // What does not come back is not waited for half a minute.
-        let uri = with_option(&trial.db.uri, if then == Lost { "timeoutMS=3000" } else { "" });
+        let uri = with_option(&trial.db.uri, if code == 1 { "timeoutMS=3000" } else { "" });
         let run = |api: &Stub| talkative(&trial.db, api).env("MONGODB_URI", uri);
         let (_api, live) = struck(question, run, || strike(&server));
         let start = Instant::now();
-        match then {
-            Back(seconds) => {
-                thread::sleep(Duration::from_secs(seconds));
-                heal(&server);
-            }
-            Lost => {}
-            Stopped => {
-                await_true("a write that waits", || is_waiting(&server, &trial.db.name));
-                live.signal(Signal::TERM);
-            }
+        if let Some(seconds) = back_after {
+            thread::sleep(Duration::from_secs(seconds));
+            heal(&server);
+        } else if code == 143 {
+            await_true("a write that waits", || is_waiting(&server, &trial.db.name));
+            live.signal(Signal::TERM);
         }
         let outcome = live.wait();
         // A lock: 3 s, or 2 s after a signal; the rest is for a busy machine.
         let limit = Duration::from_secs(if harm == LOCK.0 { 12 } else { 40 });
         assert!(start.elapsed() < limit, "{:?}", start.elapsed());
-        let code = match then {
-            Back(_) => 0,
-            Lost => 1,
-            Stopped => 143,
-        };
         assert_report(&outcome, &trial.report(code, ends));
-        if code != 0 {
+        if back_after.is_none() {
             heal(&server);
         }
         let both = assert_whole(&trial.db, &trial.before);
@@ -178,7 +158,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
         "defaultReadConcern": { "level": "majority" },
         "writeConcern": { "w": "majority", "wtimeout": 1000 },
     };
-    let admin = set.client().database("admin");
+    let admin = primary.client().database("admin");
     await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
     let stall = |mode: &str| {
         count(Total::FAULTS, 1);
