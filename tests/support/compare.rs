@@ -48,7 +48,8 @@ pub fn assert_refreshed(before: &RawDocumentBuf, after: &RawDocumentBuf) {
     assert!((0..120_000).contains(&age) && used >= updated, "{age} ms: {after:?}");
 }
 
-fn undated(document: &RawDocumentBuf) -> Vec<(&str, RawBsonRef<'_>)> {
+/// All that a refresh leaves as it was.
+pub(super) fn undated(document: &RawDocumentBuf) -> Vec<(&str, RawBsonRef<'_>)> {
     let fields = document.iter().map(|field| field.expect("a field"));
     let fields = fields.map(|(name, value)| (name.as_str(), value));
     fields.filter(|(name, _)| *name != "last_used" && *name != "updated_at").collect()

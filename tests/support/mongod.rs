@@ -268,12 +268,8 @@ impl ReplicaSet {
         format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
     }
 
-    pub fn client(&self) -> Client {
-        connect(&self.uri())
-    }
-
     pub fn fresh_db(&self) -> TestDb {
-        TestDb::new(&self.client(), &self.uri())
+        TestDb::new(&connect(&self.uri()), &self.uri())
     }
 
     pub fn primary(&self) -> &Mongod {

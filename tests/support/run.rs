@@ -124,10 +124,8 @@ impl Run {
         }
         let mut secrets = self.secrets.clone();
         if let Some(uri) = self.env.get("MONGODB_URI").and_then(|uri| uri.to_str()) {
-            secrets.push(uri.to_owned());
-            let credentials = uri.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
-            secrets
-                .extend(credentials.and_then(|(user, _)| user.split_once(':')).map(|(_, it)| it.to_owned()));
+            let password = || uri.split_once("://")?.1.rsplit_once('@')?.0.split_once(':').map(|(_, it)| it);
+            secrets.extend(password().into_iter().chain([uri]).map(str::to_owned));
         }
         let encode = |secret: &String| form_urlencoded::byte_serialize(secret.as_bytes()).collect();
         let encoded: Vec<String> = secrets.iter().map(encode).collect();

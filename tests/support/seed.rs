@@ -1,10 +1,11 @@
 //! Cards and tokens in the shapes that the desktop application stores, and what became of them.
 
+use super::compare::undated;
 use super::{Mongod, Reply, Stub, Total, count};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::sync::{Client, Collection, Database};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -146,7 +147,8 @@ impl TestDb {
         self.add_labelled(&[label])[0]
     }
 
-    /// Adds tokens with a card each, in the order of a run.
+    /// Adds tokens with a card each, last used a day ago, or as many as a part of the label says
+    /// (`valid-41d`), one second after the other.
     pub fn add_labelled(&self, labels: &[&str]) -> Vec<ObjectId> {
         self.add_in_order(labels.iter().map(|label| (*label, self.add_card(label))))
     }
@@ -158,8 +160,9 @@ impl TestDb {
     }
 
     fn add_in_order<'a>(&self, tokens: impl Iterator<Item = (&'a str, ObjectId)>) -> Vec<ObjectId> {
-        let first = wall_clock_days_ago(1.0).timestamp_millis();
+        let days = |label: &str| label.split('-').find_map(|part| part.strip_suffix('d')?.parse().ok());
         self.add_all(tokens.zip(0..).map(|((label, card), i)| {
+            let first = wall_clock_days_ago(days(label).unwrap_or(1.0)).timestamp_millis();
             let used = DateTime::from_millis(first + i * 1000);
             Seed::new(&unique_token(label)).card(card).set("updated_at", used).set("last_used", used)
         }))
@@ -207,18 +210,11 @@ impl TestDb {
     /// The added token documents that are neither still there, with the same `_id`, access token
     /// and all other fields but the two dates of a refresh, nor whole in the bin.
     pub fn lost(&self) -> Vec<Document> {
-        let undated = |document: &Document| {
-            let undated = Seed(document.clone()).without("last_used").without("updated_at");
-            undated.0.to_vec().expect("BSON")
-        };
-        let all = |collection: Collection<Document>| {
-            let found = collection.find(doc! {}).run().expect("documents");
-            found.map(|document| document.expect("document"))
-        };
-        let mut there: HashSet<Vec<u8>> = all(self.tokens()).map(|token| undated(&token)).collect();
-        there.extend(all(self.bin()).filter_map(|entry| entry.get_document("token").ok().map(undated)));
+        let now = self.snapshot();
+        let binned = now.binned();
+        let there: Vec<_> = now.tokens.iter().chain(&binned).map(undated).collect();
         let mut lost = self.seeded.lock().expect("seeded").clone();
-        lost.retain(|token| !there.contains(&undated(token)));
+        lost.retain(|token| !there.contains(&undated(&RawDocumentBuf::try_from(token).expect("BSON"))));
         lost
     }
 
@@ -245,4 +241,11 @@ pub struct Snapshot {
     pub tokens: Vec<RawDocumentBuf>,
     pub cards: Vec<RawDocumentBuf>,
     pub bin: Vec<RawDocumentBuf>,
+}
+
+impl Snapshot {
+    /// The tokens that the bin holds.
+    pub fn binned(&self) -> Vec<RawDocumentBuf> {
+        self.bin.iter().filter_map(|entry| Some(entry.get_document("token").ok()?.to_owned())).collect()
+    }
 }

@@ -46,18 +46,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// To the server at this `host:port`. The closure says of each command, and then of its answer,
-    /// what happens. It may do anything before: change the database, kill the program, or block.
-    pub fn to(server: String, command: impl Fn(&Command) -> Act + Send + Sync + 'static) -> Self {
-        Self::launch(server, command, |_| {})
-    }
-
-    /// Changes what the server says of itself.
-    pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
-        Self::launch(server, |_| Act::Pass, greeting)
-    }
-
-    fn launch(
+    /// To the server at this `host:port`. The first closure says of each command, and then of its
+    /// answer, what happens. It may do anything before: change the database, kill the program, or
+    /// block. The second one changes what the server says of itself.
+    pub fn start(
         server: String,
         command: impl Fn(&Command) -> Act + Send + Sync + 'static,
         greeting: fn(&mut Document),
@@ -74,6 +66,11 @@ impl Wire {
             }
         });
         Self { server, seen }
+    }
+
+    /// Nothing happens to the commands.
+    pub fn greeting(server: String, greeting: fn(&mut Document)) -> Self {
+        Self::start(server, |_| Act::Pass, greeting)
     }
 
     pub fn address(&self) -> String {

@@ -3,7 +3,6 @@
 
 mod outputs;
 mod replies;
-mod secrets;
 mod servers;
 mod steps;
 mod stops;
@@ -21,18 +20,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 
-/// What becomes of a token, a letter each, and the count that it is in. `+` is refreshed, the same
-/// but for the two dates; `x` and `c` are whole in the recycle bin, and only there; `s` and `g` are
-/// gone, because somebody else deleted them. All others are byte for byte as they were, also `.`,
-/// which is none of the run's.
-const ENDS: [(&str, &str); 7] = [
-    ("+", "success"),
-    ("!", "failed"),
-    ("x", "deleted"),
-    ("s", "skipped"),
-    ("w", "withheld"),
-    ("-g", "unprocessed"),
-    ("c", "cleaned"),
+/// The counts that make the total: what becomes of their tokens, as letters, and their names in the
+/// JSON object and in the log. `+` is refreshed, the same but for the two dates; `x` and `c`, which
+/// is cleaned up, are whole in the recycle bin, and only there; `s` and `g` are gone, because somebody
+/// else deleted them. All others are byte for byte as they were, also `.`, which is none of the run's.
+const COUNTS: [(&str, &str, &str); 6] = [
+    ("+", "success", "✅ 成功"),
+    ("!", "failed", "❌ 失败"),
+    ("x", "deleted", "🗑️ 删除"),
+    ("s", "skipped", "⏭️ 跳过"),
+    ("w", "withheld", "🛑 保留"),
+    ("-g", "unprocessed", "⏸️ 未处理"),
 ];
 
 /// A database with its tokens, in the order of a run, and how it was before.
@@ -92,31 +90,21 @@ pub fn assert_report(outcome: &Outcome, expected: &Value) {
     assert_eq!(&told, expected, "{}", outcome.stderr);
     assert_eq!(Value::from(outcome.code), expected["exit_code"]);
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-    let mut log = outcome.stderr.lines().map(|line| line.split_once("] ").map_or(line, |(_, text)| text));
-    if log.any(|line| line == "📊 刷新统计:") {
-        let always = ["📝 总计 total", "✅ 成功 success", "❌ 失败 failed", "🗑️ 删除 deleted"];
-        let when_any = ["⏭️ 跳过 skipped", "🛑 保留 withheld", "⏸️ 未处理 unprocessed"];
-        let statistics = always.into_iter().chain(when_any).enumerate().filter_map(|(i, line)| {
-            let (label, field) = line.rsplit_once(' ').expect("two words");
-            (i < 4 || expected[field] != 0).then(|| format!("  {label}: {} 个", expected[field]))
-        });
-        let statistics: Vec<_> = statistics.collect();
-        let said = log.by_ref().filter(|line| !line.contains("❗ 原因: "));
-        assert_eq!(said.take(statistics.len()).collect::<Vec<_>>(), statistics);
+    if outcome.stderr.contains("📊 刷新统计:") {
+        assert_eq!(outcome.stat("📝 总计"), expected["total"], "{}", outcome.stderr);
+        for (_, name, label) in COUNTS {
+            assert_eq!(outcome.stat(label), expected[name], "{label}\n{}", outcome.stderr);
+        }
     }
 }
 
 fn sum(report: &Value) -> u64 {
-    let parts = ["success", "failed", "deleted", "skipped", "withheld", "unprocessed"];
-    parts.iter().filter_map(|part| report[part].as_u64()).sum()
+    COUNTS.iter().filter_map(|(_, name, _)| report[name].as_u64()).sum()
 }
 
 impl Trial {
     fn new(db: TestDb, labels: &[&str]) -> Self {
-        Self::of(db.add_labelled(labels), db)
-    }
-
-    fn of(ids: Vec<ObjectId>, db: TestDb) -> Self {
+        let ids = db.add_labelled(labels);
         Self { before: db.snapshot(), ids, db }
     }
 
@@ -130,7 +118,9 @@ impl Trial {
             _ => None,
         };
         let count = |letters: &str| ends.chars().filter(|end| letters.contains(*end)).count();
-        report(&self.db, code, stopped, &ENDS.map(|(letters, name)| (name, count(letters))))
+        let mut counts = COUNTS.map(|(letters, name, _)| (name, count(letters))).to_vec();
+        counts.push(("cleaned", count("c")));
+        report(&self.db, code, stopped, &counts)
     }
 
     /// A run with these flags ends so, or says that it would in a dry run, which changes nothing.
@@ -181,8 +171,10 @@ impl Trial {
         let (old, new): (Vec<_>, Vec<_>) = after.bin.iter().partition(|entry| before.bin.contains(entry));
         assert_eq!((old.len(), new.len()), (before.bin.len(), recycled.len()), "{new:#?}");
         for raw in recycled {
-            let is_its = |entry: &&&RawDocumentBuf| token_of(entry) == *raw;
-            assert_bin_entry(new.iter().find(is_its).expect("an entry in the bin"), raw);
+            let its = new
+                .iter()
+                .find(|it| it.get_document("token").is_ok_and(|it| it.as_bytes() == raw.as_bytes()));
+            assert_bin_entry(its.expect("an entry in the bin"), raw);
         }
     }
 
@@ -199,11 +191,6 @@ fn id_of(document: &RawDocumentBuf) -> ObjectId {
     document.get_object_id("_id").expect("an _id")
 }
 
-/// The token that an entry of the bin holds.
-fn token_of(entry: &RawDocumentBuf) -> RawDocumentBuf {
-    entry.get_document("token").expect("token").to_owned()
-}
-
 /// Whatever was interrupted, no token is between two states: each is as it was, or refreshed, or
 /// whole in the bin. Gives those that are both living and in the bin.
 #[track_caller]
@@ -211,8 +198,7 @@ fn assert_whole(db: &TestDb, before: &Snapshot) -> Vec<ObjectId> {
     db.assert_none_lost();
     let after = db.snapshot();
     assert_eq!(after.cards, before.cards);
-    let [was_binned, binned] = [before, &after].map(|it| it.bin.iter().map(token_of).collect::<Vec<_>>());
-    let known = [before.tokens.clone(), was_binned].concat();
+    let (binned, known) = (after.binned(), [before.tokens.clone(), before.binned()].concat());
     assert!(binned.iter().all(|token| known.contains(token)));
     let mut both = Vec::new();
     for old in &known {

@@ -14,7 +14,7 @@ use super::support::{
     Mongod, ReplicaSet, Reply, Run, Seed, Signal, Stub, TestDb, Total, await_true, count, file, scratch_dir,
     unique_token,
 };
-use super::{Trial, assert_report, assert_whole, each, report, single, struck, talkative, with_option};
+use super::{Trial, assert_report, assert_whole, each, single, struck, talkative, with_option};
 
 /// What happens to a server, and what brings it back.
 type Harm = (&'static str, fn(&Mongod), fn(&Mongod));
@@ -23,75 +23,55 @@ const KILL: Harm = ("SIGKILL", Mongod::kill, Mongod::restart);
 const FREEZE: Harm = ("SIGSTOP", Mongod::freeze, Mongod::thaw);
 const LOCK: Harm = ("locked for a backup, so that writes wait", Mongod::lock, Mongod::unlock);
 
-/// What comes of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Then {
-    /// The server is back after so many seconds.
-    Back(u64),
-    /// The run gives up before it is.
-    Lost,
-    /// A signal comes when a write waits.
-    Stopped,
-}
-use Then::{Back, Lost, Stopped};
-
 /// Three that go and three that stay; the last one is written after all others are judged.
 const LABELS: [&str; 6] = ["invalid", "valid", "invalid", "valid", "invalid", "valid"];
 const DONE: &str = "x+x+x+";
 
-/// While the API is asked which question (six, then the second ones) what happens, and what becomes
-/// of each token.
-const OUTAGES: [(usize, Harm, Then, &str); 15] = [
-    (2, FREEZE, Lost, "w!----"),
-    (8, FREEZE, Lost, "x+w+w+"),
-    (2, LOCK, Lost, "w!----"),
-    (2, LOCK, Stopped, "w!----"),
-    (2, KILL, Lost, "w!----"),
-    (6, KILL, Lost, "w+w+w!"),
-    (7, KILL, Lost, "w+w+w+"),
-    (9, KILL, Lost, "x+x+w+"),
-    (2, KILL, Back(14), DONE),
-    (8, KILL, Back(12), DONE),
-    (4, FREEZE, Back(8), DONE),
-    (6, KILL, Back(3), DONE),
-    (1, KILL, Back(2), DONE),
-    (7, KILL, Back(2), DONE),
-    (9, FREEZE, Back(3), DONE),
+/// While the API is asked which question (six, then the second ones) what happens, after how many
+/// seconds the server is back if the run waits for it, exit code (of a signal: when a write waits),
+/// and what becomes of each token.
+const OUTAGES: [(usize, Harm, Option<u64>, i32, &str); 15] = [
+    (2, FREEZE, None, 1, "w!----"),
+    (8, FREEZE, None, 1, "x+w+w+"),
+    (2, LOCK, None, 1, "w!----"),
+    (2, LOCK, None, 143, "w!----"),
+    (2, KILL, None, 1, "w!----"),
+    (6, KILL, None, 1, "w+w+w!"),
+    (7, KILL, None, 1, "w+w+w+"),
+    (9, KILL, None, 1, "x+x+w+"),
+    (2, KILL, Some(14), 0, DONE),
+    (8, KILL, Some(12), 0, DONE),
+    (4, FREEZE, Some(8), 0, DONE),
+    (6, KILL, Some(3), 0, DONE),
+    (1, KILL, Some(2), 0, DONE),
+    (7, KILL, Some(2), 0, DONE),
+    (9, FREEZE, Some(3), 0, DONE),
 ];
 
 #[test]
 fn a_server_that_goes_away_in_mid_run() {
-    each(&OUTAGES, |&(question, (harm, strike, heal), then, ends)| {
+    each(&OUTAGES, |&(question, (harm, strike, heal), back_after, code, ends)| {
         let server = Mongod::start();
         let trial = Trial::new(server.fresh_db(), &LABELS);
         server.admin(doc! { "fsync": 1 });
         // What does not come back is not waited for half a minute.
-        let uri = with_option(&trial.db.uri, if then == Lost { "timeoutMS=3000" } else { "" });
+        let uri = with_option(&trial.db.uri, if code == 1 { "timeoutMS=3000" } else { "" });
         let run = |api: &Stub| talkative(&trial.db, api).env("MONGODB_URI", uri);
         let (_api, live) = struck(question, run, || strike(&server));
         let start = Instant::now();
-        match then {
-            Back(seconds) => {
-                thread::sleep(Duration::from_secs(seconds));
-                heal(&server);
-            }
-            Lost => {}
-            Stopped => {
-                await_true("a write that waits", || is_waiting(&server, &trial.db.name));
-                live.signal(Signal::TERM);
-            }
+        if let Some(seconds) = back_after {
+            thread::sleep(Duration::from_secs(seconds));
+            heal(&server);
+        } else if code == 143 {
+            await_true("a write that waits", || is_waiting(&server, &trial.db.name));
+            live.signal(Signal::TERM);
         }
         let outcome = live.wait();
         // A lock: 3 s, or 2 s after a signal; the rest is for a busy machine.
         let limit = Duration::from_secs(if harm == LOCK.0 { 12 } else { 40 });
         assert!(start.elapsed() < limit, "{:?}", start.elapsed());
-        let code = match then {
-            Back(_) => 0,
-            Lost => 1,
-            Stopped => 143,
-        };
         assert_report(&outcome, &trial.report(code, ends));
-        if code != 0 {
+        if back_after.is_none() {
             heal(&server);
         }
         let both = assert_whole(&trial.db, &trial.before);
@@ -178,7 +158,7 @@ fn secondaries_that_stall_and_defaults_of_the_cluster() {
         "defaultReadConcern": { "level": "majority" },
         "writeConcern": { "w": "majority", "wtimeout": 1000 },
     };
-    let admin = set.client().database("admin");
+    let admin = primary.client().database("admin");
     await_true("the cluster's defaults", || admin.run_command(defaults.clone()).run().is_ok());
     let stall = |mode: &str| {
         count(Total::FAULTS, 1);
@@ -217,10 +197,8 @@ fn errors_of_the_server_itself() {
     ];
     for (command, code, times, exit, ends) in rows {
         eprintln!("{command} {code}");
-        let db = single().fresh_db();
-        let unused = db.add_used("valid", 41.0);
-        let labelled = db.add_labelled(&["invalid", "valid", "invalid", "valid"]);
-        let trial = Trial::of([vec![unused], labelled].concat(), db);
+        let labels = ["valid-41d", "invalid", "valid", "invalid", "valid"];
+        let trial = Trial::new(single().fresh_db(), &labels);
         let name = &trial.db.name;
         let data = doc! { "failCommands": [command], "errorCode": code, "appName": name };
         let fail = |mode: Bson| {
@@ -272,22 +250,20 @@ fn a_clock_that_is_wrong_changes_nothing() {
     each(&rows, |&(shift, code)| {
         count(Total::FAULTS, 1);
         let db = single().fresh_db();
-        db.add_labelled(&["invalid", "valid", "valid"]);
-        db.add_used("valid", 20.0);
         db.add_to_bin(Seed::new(&unique_token("old")).0, "x", 0.0);
-        let before = db.snapshot();
+        let trial = Trial::new(db, &["invalid", "valid", "valid", "valid-20d"]);
         let api = Stub::by_label();
-        let run = talkative(&db, &api).args(["--cleanup-days", "30"]);
+        let run = talkative(&trial.db, &api).args(["--cleanup-days", "30"]);
         let run = run.env("LD_PRELOAD", shifting_library()).env("SHIFT_SECONDS", shift.to_string());
         let outcome = run.go();
         if code == 1 {
-            assert_report(&outcome, &report(&db, 1, Some("database"), &[]));
-            assert_eq!((db.snapshot(), api.requests()), (before, 0));
+            trial.assert_end(&outcome, 1, "....");
+            assert_eq!(api.requests(), 0);
             let is_told = |line: &str| line.contains("[ERROR]") && line.contains("时钟");
             assert!(outcome.stderr.lines().any(is_told), "{}", outcome.stderr);
         } else {
-            assert_report(&outcome, &report(&db, 0, None, &[("success", 3), ("deleted", 1)]));
-            assert_eq!(db.snapshot().bin.len(), 2);
+            assert_report(&outcome, &trial.report(0, "x+++"));
+            assert_eq!(trial.db.snapshot().bin.len(), 2);
         }
     });
 }
@@ -317,18 +293,18 @@ fn a_long_run_tells_its_progress_once_a_minute() {
     }
 }
 
-/// What an account may do with tokens and bin; what becomes of a valid token, an invalid one, and
+/// What an account may do with tokens and bin; what becomes of an invalid token, a valid one, and
 /// one that the cleanup would take; what a warning names.
 type Account = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>);
 
 const BIN: Option<&str> = Some("baoming_tokens_deleted");
 const ACCOUNTS: [Account; 6] = [
-    ("all", "find update remove", "find insert remove", "+xc", None),
-    ("no-bin", "find update remove", "collStats", "+w.", BIN),
-    ("read-bin", "find update remove", "find remove", "+w.", BIN),
-    ("no-purge", "find update remove", "insert", "+xc", BIN),
-    ("no-remove", "find update", "find insert remove", "+w.", Some("没有权限")),
-    ("read-only", "find", "find", "!w.", Some("没有权限")),
+    ("all", "find update remove", "find insert remove", "x+c", None),
+    ("no-bin", "find update remove", "collStats", "w+.", BIN),
+    ("read-bin", "find update remove", "find remove", "w+.", BIN),
+    ("no-purge", "find update remove", "insert", "x+c", BIN),
+    ("no-remove", "find update", "find insert remove", "w+.", Some("没有权限")),
+    ("read-only", "find", "find", "w!.", Some("没有权限")),
 ];
 
 #[test]
@@ -341,16 +317,13 @@ fn an_account_that_may_not_do_all_loses_nothing() {
         let privileges: [(&str, &[&str]); 3] =
             [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
         let uri = server.add_user(name, &db.name, &privileges);
-        let mut ids = db.add_labelled(&["invalid", "valid"]);
-        ids.reverse();
-        ids.push(db.add_used("unclear", 41.0));
-        let trial = Trial::of(ids, db);
+        let trial = Trial::new(db, &["invalid", "valid", "unclear-41d"]);
         // The collection is there, and an entry that is due for the purge.
         trial.db.add_to_bin(doc! {}, "old", 31.0 * 24.0);
         let api = Stub::by_label();
         let run = talkative(&trial.db, &api).args(["--cleanup-days", "30", "--max-age-days", "7"]);
         let outcome = run.env("MONGODB_URI", uri).go();
-        let is_done = ends == "+xc";
+        let is_done = ends == "x+c";
         assert_report(&outcome, &trial.report(i32::from(!is_done), ends));
         let is_loud = |line: &&str| line.contains("[WARNING]") || line.contains("[ERROR]");
         let mut warnings = outcome.stderr.lines().filter(is_loud);

@@ -2,7 +2,6 @@
 //! strings that ask for other concerns. Then an undisturbed run, and three sums: every token is
 //! living or whole in the bin, the counts equal the database, exit code and log say what happened.
 
-use std::ffi::OsString;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -15,20 +14,16 @@ use super::support::{
     self, Act, Outcome, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, unique_token,
     wall_clock_days_ago,
 };
-use super::{
-    assert_report, assert_whole, come, each, id_of, report, single, sum, talkative, token_of, wait_at,
-};
+use super::{assert_report, assert_whole, come, each, id_of, report, single, sum, talkative, wait_at};
 
 /// A kind of run.
 #[derive(Debug)]
 struct Scenario {
     name: &'static str,
     /// Fills the database; gives the arguments.
-    seed: fn(&TestDb) -> Vec<OsString>,
-    /// What an undisturbed run counts.
+    seed: fn(&TestDb) -> String,
+    /// What an undisturbed run counts; first the tokens that then live, none of them invalid.
     counts: &'static [(&'static str, usize)],
-    /// How many tokens live when it is done, none of them invalid.
-    living: usize,
     /// The commands that it must have, so that none is passed over unseen.
     writes: &'static [&'static str],
 }
@@ -38,10 +33,9 @@ const SCENARIOS: [Scenario; 4] = [
         name: "refresh",
         seed: |db| {
             db.add_labelled(&["invalid", "valid"]);
-            Vec::new()
+            String::new()
         },
         counts: &[("success", 1), ("deleted", 1)],
-        living: 1,
         writes: &["update baoming_tokens", "insert baoming_tokens_deleted", "delete baoming_tokens"],
     },
     Scenario {
@@ -50,10 +44,9 @@ const SCENARIOS: [Scenario; 4] = [
             db.add_token("valid");
             db.add_used("unused-invalid", 41.0);
             db.add_to_bin(Seed::new(&unique_token("purged")).0, "old", 31.0 * 24.0);
-            ["--cleanup-days", "30", "--max-age-days", "7"].map(OsString::from).into()
+            "--cleanup-days 30 --max-age-days 7".to_owned()
         },
         counts: &[("success", 1), ("cleaned", 1)],
-        living: 1,
         writes: &["insert baoming_tokens_deleted", "delete baoming_tokens", "delete baoming_tokens_deleted"],
     },
     Scenario {
@@ -63,10 +56,9 @@ const SCENARIOS: [Scenario; 4] = [
                 db.add_to_bin(db.token(id).expect("a token"), "x", hours);
             }
             db.tokens().delete_many(doc! {}).run().expect("delete");
-            ["--restore-hours", "24"].map(OsString::from).into()
+            "--restore-hours 24".to_owned()
         },
         counts: &[("success", 2)],
-        living: 2,
         writes: &["insert baoming_tokens", "delete baoming_tokens_deleted"],
     },
     Scenario {
@@ -80,10 +72,9 @@ const SCENARIOS: [Scenario; 4] = [
                 file[format!("card_{}", db.add_card(name))] = entry;
             }
             let file = support::file("baoming_tokens.json", file.to_string(), 0o600);
-            vec!["--import-json".into(), file.into()]
+            format!("--import-json {}", file.display())
         },
         counts: &[("success", 2)],
-        living: 2,
         writes: &["insert baoming_tokens"],
     },
 ];
@@ -172,10 +163,10 @@ const UNDISTURBED: (usize, bool, Blow) = (0, false, Blow::Passing(Act::Pass));
 
 /// A run over a wire on which this happens at the n-th command; what was struck, if any, and what
 /// the database held before the run, or once somebody else had changed it.
-fn run(db: &TestDb, args: &[OsString], options: &str, (n, answered, blow): (usize, bool, Blow)) -> Run {
+fn run(db: &TestDb, args: &str, options: &str, (n, answered, blow): (usize, bool, Blow)) -> Run {
     let (gate, moment) = channel();
     let mut before = db.snapshot();
-    let wire = Wire::to(single().nodes[0].host(), move |command| {
+    let strike = move |command: &Command| {
         if (command.number, command.answered) != (n, answered) {
             return if blow == Blow::Gone && command.number > n { Act::Cut } else { Act::Pass };
         }
@@ -187,27 +178,27 @@ fn run(db: &TestDb, args: &[OsString], options: &str, (n, answered, blow): (usiz
             Blow::Gone | Blow::Kill => Act::Cut,
             Blow::Change(..) | Blow::Rival => Act::Pass,
         }
-    });
+    };
+    let wire = Wire::start(single().nodes[0].host(), strike, |_| {});
     // What is waited for in vain costs no half minute.
     let is_lasting = matches!(blow, Blow::Once(Act::Hold) | Blow::Gone);
     // This one server, whatever set it is in.
     let uri = format!("mongodb://{}/?directConnection=true{options}", wire.address());
     let uri = uri + if is_lasting { "&timeoutMS=1000" } else { "" };
     let api = Stub::by_label();
-    let run = talkative(db, &api).args(args.iter().cloned()).env("MONGODB_URI", uri);
+    let run = talkative(db, &api).args(args.split_whitespace()).env("MONGODB_URI", uri);
     let live = run.limit(Duration::from_secs(20)).start();
     let held = blow.waits().then(|| come(&moment));
     match blow {
         Blow::Term(_) => live.signal(Signal::TERM),
         Blow::Change(change, place) => {
             count(Total::FAULTS, 1);
-            let in_bin = before.bin.iter().map(token_of);
-            let token = before.tokens.iter().cloned().chain(in_bin).nth(place).expect("a token");
+            let token = before.tokens.iter().chain(&before.binned()).nth(place).expect("a token").clone();
             db.disown(id_of(&token));
             change.make(&db.tokens(), &Document::try_from(token).expect("a document"));
             before = db.snapshot();
         }
-        Blow::Rival => drop(talkative(db, &api).args(args.iter().cloned()).go().expect(0)),
+        Blow::Rival => drop(talkative(db, &api).args(args.split_whitespace()).go().expect(0)),
         _ => {}
     }
     let signalled = Instant::now();
@@ -242,7 +233,7 @@ impl Scenario {
             let is_invalid = token.get_str("access_token").expect("a token").contains("-invalid-");
             !is_invalid && !before.tokens.contains(token)
         };
-        tokens.len() == self.living && tokens.iter().all(is_done)
+        tokens.len() == self.counts[0].1 && tokens.iter().all(is_done)
     }
 
     /// Its own concerns and no transaction number, whatever the connection string says.
@@ -344,7 +335,7 @@ fn every_command_broken_in_every_way() {
         let args = (scenario.seed)(&db);
         let run = run(&db, &args, options, (*n, *answered, *blow));
         scenario.assert_sums(&db, &run, *blow);
-        let again = talkative(&db, &Stub::by_label()).args(args).go().expect(0);
+        let again = talkative(&db, &Stub::by_label()).args(args.split_whitespace()).go().expect(0);
         let is_theirs = matches!(blow, Blow::Change(..));
         assert!(is_theirs || scenario.is_done(&db, &run.before), "{}", again.stderr);
         assert_whole(&db, &run.before);

@@ -171,10 +171,8 @@ fn a_wall_costs_six_questions_and_nothing_that_refuses_everybody_a_token() {
     let rows: Vec<_> = walls.iter().flat_map(|wall| modes.map(|mode| (wall, mode))).collect();
     count(Total::WALLS, rows.len());
     each(&rows, |&((_, reply, code, tries), mode)| {
-        let db = Mongod::shared().fresh_db();
-        db.add_labelled(&["valid"; 58]);
-        let _unused = ["valid", "valid"].map(|label| db.add_used(label, 41.0));
-        let trial = Trial::of(Vec::new(), db);
+        let labels = [&["valid-41d"; 2][..], &["valid"; 58]].concat();
+        let trial = Trial::new(Mongod::shared().fresh_db(), &labels);
         let api = Stub::always(reply.clone());
         let outcome = talkative(&trial.db, &api).args(mode.split_whitespace()).go();
         let total = usize::try_from(outcome.json()["total"].as_u64().expect("a count")).expect("small");
@@ -214,15 +212,9 @@ fn the_delete_limit_holds_back_all_or_nothing() {
         }
     }
     each(&rows, |&((tokens, to_go, limit, held), by_verdict): &((usize, usize, &str, bool), bool)| {
-        let db = Mongod::shared().fresh_db();
-        let label = |i| if i < to_go { "invalid" } else { "valid" };
-        let labels: Vec<_> = (0..tokens).map(label).collect();
-        let mut trial = if by_verdict {
-            Trial::new(db, &labels)
-        } else {
-            let used = |i| db.add_used(label(i), if i < to_go { 41.0 } else { 3.0 });
-            Trial::of((0..tokens).map(used).collect(), db)
-        };
+        let [goes, stays] = if by_verdict { ["invalid", "valid"] } else { ["invalid-41d", "valid-3d"] };
+        let labels = [vec![goes; to_go], vec![stays; tokens - to_go]].concat();
+        let mut trial = Trial::new(Mongod::shared().fresh_db(), &labels);
         let api = Stub::by_label();
         // By age nothing was used within a day: no token is refreshed.
         let age = if by_verdict { "100" } else { "1" };
@@ -266,8 +258,8 @@ fn the_delete_limit_holds_back_all_or_nothing() {
 #[test]
 fn a_signal_ends_the_run_after_the_token_at_hand() {
     // Two are condemned, and two more are what the cleanup would take.
-    let five: &[&str] = &["unclear-unused", "unclear-unused", "invalid", "invalid", "last"];
-    let waits: &[&str] = &["unclear-unused", "waits-unused", "invalid", "invalid", "last"];
+    let five: &[&str] = &["unclear-41d", "unclear-41d", "invalid", "invalid", "last"];
+    let waits: &[&str] = &["unclear-41d", "waits-41d", "invalid", "invalid", "last"];
     let (in_a_pause, before_a_retry) = (Err("刷新失败"), Err("秒后重试"));
     // Tokens, the question (five, then the second ones) or the line at which the signal comes, exit
     // code if it is not the signal's, what becomes of each token.
@@ -287,11 +279,7 @@ fn a_signal_ends_the_run_after_the_token_at_hand() {
     ];
     let rows: Vec<_> = rows.into_iter().flat_map(|row| [(row, Signal::INT), (row, Signal::TERM)]).collect();
     each(&rows, |&((labels, when, code, ends), signal)| {
-        let db = Mongod::shared().fresh_db();
-        let days = |label: &str, days| if label.contains("unused") { 41.0 } else { days };
-        let used = labels.iter().zip([0.9, 0.8, 0.7, 0.6, 0.5]);
-        let ids = used.map(|(label, used)| db.add_used(label, days(label, used))).collect();
-        let trial = Trial::of(ids, db);
+        let trial = Trial::new(Mongod::shared().fresh_db(), labels);
         let (api, moment) = gated(when.unwrap_or(0), |request| match request.token() {
             token if token.contains("-waits-") => Reply::json(503, "{}").header("Retry-After", "60"),
             token => Reply::by_label(token),
