@@ -257,7 +257,7 @@ impl Outcome {
     #[track_caller]
     pub fn stat(&self, name: &str) -> u64 {
         let log = self.log();
-        let block = log.split_once("刷新统计:").and_then(|(_, block)| block.split("====").next());
+        let block = log.rsplit_once("刷新统计:").and_then(|(_, block)| block.split("====").next());
         let block = block.unwrap_or_else(|| panic!("no statistics in\n{log}"));
         let count = block.split_once(&format!("{name}: ")).map(|(_, rest)| rest.split(' ').next());
         count.map_or(0, |count| count.and_then(|n| n.parse().ok()).expect("a number"))
