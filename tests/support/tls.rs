@@ -68,11 +68,8 @@ pub fn pem_file(kind: Certificate) -> PathBuf {
 
 pub(super) fn server_config(kind: Certificate) -> Arc<ServerConfig> {
     let (certificate, key) = issue(kind);
-    let chain = vec![certificate.der().clone()];
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key.into())
-        .expect("TLS configuration");
-    Arc::new(config)
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![certificate.der().clone()], key.into());
+    Arc::new(config.expect("TLS configuration"))
 }

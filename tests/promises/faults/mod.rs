@@ -134,11 +134,8 @@ impl Trial {
             expected["stopped"] = Value::Null;
         }
         assert_report(&outcome, &expected);
-        self.assert_ends(&if is_dry {
-            ends.replace(|end| !"sg".contains(end), ".")
-        } else {
-            ends.to_owned()
-        });
+        let is_kept = |end| is_dry && !"sg".contains(end);
+        self.assert_ends(&ends.replace(is_kept, "."));
         outcome
     }
 

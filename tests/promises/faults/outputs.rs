@@ -87,16 +87,16 @@ fn no_name_and_no_message_forges_a_line_or_shows_a_token() {
 #[test]
 fn nothing_that_the_api_repeats_is_shown() {
     type Echo = fn(&str, &str) -> Reply;
-    fn encoded(text: &str) -> String {
-        form_urlencoded::byte_serialize(text.as_bytes()).collect()
-    }
     // What the API answers to `token`; `other` is another user's.
     let echoes: [(&str, Echo); 20] = [
         ("invalid", |token, _| Reply::refusal(&format!("invalid access_token {token}"))),
         ("invalid, in quotes", |token, _| Reply::refusal(&format!("token \"{token}\" invalid"))),
         ("failed", |token, _| Reply::refusal(&format!("{token} 系统繁忙 {token}"))),
         ("failed, glued", |token, _| Reply::refusal(&format!("用户{token}的请求过于频繁{token}。"))),
-        ("failed, encoded", |token, _| Reply::refusal(&format!("GET /?access_token={}", encoded(token)))),
+        ("failed, encoded", |token, _| {
+            let encoded: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
+            Reply::refusal(&format!("GET /?access_token={encoded}"))
+        }),
         ("failed, in part", |token, _| Reply::refusal(&format!("busy: {}***", &token[..10]))),
         ("failed, cut", |token, _| Reply::refusal(&format!("{}{token}", "忙".repeat(90)))),
         ("failed, in two lines", |token, _| Reply::refusal(&format!("{}\n{}", &token[..12], &token[12..]))),

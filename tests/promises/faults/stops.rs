@@ -202,16 +202,13 @@ fn the_delete_limit_holds_back_all_or_nothing() {
         ("100%", "30/30", ""),
         ("4294967295", "30/30", ""),
     ];
-    let mut rows = Vec::new();
-    for (limit, few, many) in limits {
-        for (part, held) in [(few, false), (many, true)] {
-            for (to_go, tokens) in part.split(' ').filter_map(|part| part.split_once('/')) {
-                let [to_go, tokens] = [to_go, tokens].map(|n| n.parse().expect("a number"));
-                rows.extend([true, false].map(|by_verdict| ((tokens, to_go, limit, held), by_verdict)));
-            }
-        }
-    }
-    each(&rows, |&((tokens, to_go, limit, held), by_verdict): &((usize, usize, &str, bool), bool)| {
+    let parts = limits.iter().flat_map(|(limit, few, many)| [(limit, few, false), (limit, many, true)]);
+    let cases =
+        parts.flat_map(|(limit, part, held)| part.split_whitespace().map(move |it| (*limit, it, held)));
+    let rows: Vec<_> = cases.flat_map(|case| [true, false].map(|by_verdict| (case, by_verdict))).collect();
+    each(&rows, |&((limit, case, held), by_verdict)| {
+        let (to_go, tokens) = case.split_once('/').expect("two numbers");
+        let [to_go, tokens]: [usize; 2] = [to_go, tokens].map(|n| n.parse().expect("a number"));
         let [goes, stays] = if by_verdict { ["invalid", "valid"] } else { ["invalid-41d", "valid-3d"] };
         let labels = [vec![goes; to_go], vec![stays; tokens - to_go]].concat();
         let mut trial = Trial::new(Mongod::shared().fresh_db(), &labels);
