@@ -27,6 +27,7 @@ struct Root {
 impl Root {
     fn all() -> impl Iterator<Item = Self> {
         let built = ["x86_64", "aarch64"].map(|arch| (arch, PathBuf::from(format!("{STATIC_FILE}-{arch}"))));
+        assert!(built.iter().any(|(_, file)| file.exists()), "no static file was built");
         built.into_iter().filter(|(_, file)| file.exists()).map(|(arch, file)| {
             let (dir, peak) = (scratch_dir(), scratch_dir().join("peak"));
             fs::copy(&file, dir.join("refresh")).expect("a copy of the static file");

@@ -152,17 +152,16 @@ fn log_file_gets_the_log_in_private_and_appended() {
 #[test]
 fn log_file_is_followed_when_it_is_renamed_or_vanishes() {
     let (db, _) = valid_tokens(4);
-    let log = scratch_dir().join("folder/run.log");
-    let (path, renamed, vanished) = (log.clone(), log.with_extension("1"), log.with_extension("2"));
-    let keep = vanished.with_file_name("../kept");
-    let kept = keep.clone();
+    let dir = scratch_dir();
+    let (log, kept) = (dir.join("folder/run.log"), dir.join("kept"));
+    let (path, renamed, keep) = (log.clone(), log.with_extension("1"), kept.clone());
     let api = Stub::start(move |request| {
         match request.number {
             2 => fs::rename(&path, &renamed).expect("renamed"),
             3 => {
                 let folder = path.parent().expect("folder");
                 let both = [&renamed, &path].map(|file| fs::read_to_string(file).expect("log"));
-                fs::write(&kept, both.concat()).expect("kept");
+                fs::write(&keep, both.concat()).expect("kept");
                 fs::remove_dir_all(folder).expect("removed");
             }
             _ => {}
@@ -170,7 +169,7 @@ fn log_file_is_followed_when_it_is_renamed_or_vanishes() {
         Reply::valid()
     });
     let outcome = Run::new(&db, &api).arg("--log-file").arg(&log).go().expect(0);
-    let files = [&keep, &log].map(|file| fs::read_to_string(file).expect("log"));
+    let files = [&kept, &log].map(|file| fs::read_to_string(file).expect("log"));
     assert_text(&files.concat(), &outcome.stdout);
     assert!(files.iter().all(|text| text.contains("✅ Token 有效")));
     assert_eq!(mode(&log), 0o600);

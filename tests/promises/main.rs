@@ -30,7 +30,7 @@ mod prelude {
     pub use std::os::unix::fs::{PermissionsExt, symlink};
     pub use std::path::{Path, PathBuf};
     pub use std::process::{Command, Stdio};
-    pub use std::sync::{Arc, Mutex, mpsc};
+    pub use std::sync::{Mutex, mpsc};
     pub use std::time::{Duration, Instant, SystemTime};
 
     /// A database of a test's own, and an API that answers by what the token is called.

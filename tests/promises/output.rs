@@ -116,16 +116,13 @@ fn lines_of(n: u32, label: &str, card: Option<&str>, special: &Document, fate: F
     let last = if has("last_used") { format!("2026-01-{n:02} 12:00:00") } else { "从未".to_owned() };
     let is_id = |card: &Bson| card.as_document().is_some_and(|dbref| dbref.get_object_id("$id").is_ok());
     let card_id = if special.get("card").is_none_or(is_id) { id(n).to_hex() } else { "-".to_owned() };
-    let fault = match (fate, label) {
-        (Refreshed, _) | (Renewed, "valid-renewed") => None,
-        (Renewed | Deleted, _) => Some("Token 已失效: invalid access_token"),
-        (Untouched, "busy") => Some("刷新失败: 系统繁忙，请稍后再试"),
-        (Untouched, _) => Some("刷新失败: 没有可用的 access_token"),
-    };
-    let outcome = match (fault, fate) {
-        (Some(fault), _) => format!("WARNING]   ⚠️ [{n}/23] 名片 '{name}' {fault}"),
-        (None, Refreshed) => "INFO]   ✅ Token 有效，已更新使用时间".to_owned(),
-        (None, _) => "INFO]   ⏭️ 跳过: Token 已被其他程序更改".to_owned(),
+    let warning = |fault: &str| format!("WARNING]   ⚠️ [{n}/23] 名片 '{name}' {fault}");
+    let outcome = match (fate, label) {
+        (Refreshed, _) => "INFO]   ✅ Token 有效，已更新使用时间".to_owned(),
+        (Renewed, "valid-renewed") => "INFO]   ⏭️ 跳过: Token 已被其他程序更改".to_owned(),
+        (Renewed | Deleted, _) => warning("Token 已失效: invalid access_token"),
+        (Untouched, "busy") => warning("刷新失败: 系统繁忙，请稍后再试"),
+        (Untouched, _) => warning("刷新失败: 没有可用的 access_token"),
     };
     format!(
         "NOW [INFO] [{n}/23] 名片: {name}\nNOW [INFO]   用户: {user}\nNOW [INFO]   最后使用: {last}\n\

@@ -6,7 +6,6 @@ use crate::prelude::*;
 
 pub const ETC: &str = "/etc/refresh_baoming_tokens";
 pub const LOG: &str = "/var/log/refresh_baoming_tokens/refresh.log";
-pub const SCHEDULES: [&str; 3] = ["active", "all", "cleanup"];
 /// Put before a command: any user.
 pub const NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 const KEY: &str = "5ecretKey";

@@ -7,10 +7,8 @@ use crate::prelude::*;
 /// (nothing but busybox).
 fn userlands() -> Vec<(PathBuf, OsString)> {
     let mut found = vec![("sh".into(), path())];
-    for name in ["mawk", "gawk", "original-awk", "busybox"] {
-        if checker(name).is_none() {
-            continue;
-        }
+    let others = ["mawk", "gawk", "original-awk", "busybox"];
+    for name in others.into_iter().filter(|name| checker(name).is_some()) {
         let dir = tools(&[]);
         let applets: &[&str] = if name == "busybox" { &["sh", "awk", "date"] } else { &["awk"] };
         for applet in applets {
