@@ -27,7 +27,7 @@ pub fn run(
 ) -> Result<(), DbError> {
     info!("🧹 清理 {days} 天未使用的 Token...");
     let now = store.clock.wall_now();
-    let mut expired = expired(store.entries(None, args.shard)?.0, now, days);
+    let mut expired = expired(store.entries(None, args.shard)?, now, days);
     expired.retain(|entry| !decided.contains(&entry.id));
     if expired.is_empty() {
         info!("  ✅ 没有需要清理的 Token");

@@ -113,32 +113,37 @@ impl BinEntry {
 impl Store {
     /// The tokens of a shard and of the chosen card, least recently used first;
     /// with `used_since` only those used then or later. Sorted here: the server
-    /// would need an index or all documents in memory. Then, how many documents
-    /// have another `_id` than an `ObjectId`: the application makes none such.
-    pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<(Vec<Entry>, usize)> {
-        let mut filter = self.card.map_or_else(Document::new, |id| of_card("card", id));
-        if let Some(at) = used_since {
-            filter.insert("last_used", doc! { "$gte": DateTime::from_millis(at.0) });
-        }
-        let pick = move |raw: &RawDocument| match raw.get_object_id("_id") {
-            Ok(id) if shard.contains(id.bytes()) => {
-                Some(Some(Entry { id, last_used: date(raw, "last_used").map_or(i64::MIN, |at| at.0) }))
-            }
-            Ok(_) => None,
-            // No shard is meant for these, so the first one reports them.
-            Err(_) => (shard.index == 0).then_some(None),
+    /// would need an index or all documents in memory.
+    pub fn entries(&self, used_since: Option<WallTime>, shard: Shard) -> Result<Vec<Entry>> {
+        let pick = move |raw: &RawDocument| {
+            let id = raw.get_object_id("_id").ok().filter(|id| shard.contains(id.bytes()))?;
+            Some(Entry { id, last_used: date(raw, "last_used").map_or(i64::MIN, |at| at.0) })
         };
-        let found = self.scan(&self.tokens, filter, doc! { "_id": 1, "last_used": 1 }, pick)?;
-        let total = found.len();
+        let fields = doc! { "_id": 1, "last_used": 1 };
+        let mut entries = self.scan(&self.tokens, self.chosen(used_since), fields, pick)?;
         let left_out = self.pretended_changed.borrow();
-        let mut entries: Vec<Entry> = found.into_iter().flatten().collect();
-        let foreign = total - entries.len();
         entries.retain(|entry| !left_out.contains(&entry.id));
         // One that moved during the scan may have been found twice.
         entries.sort_unstable_by_key(|entry| entry.id);
         entries.dedup_by_key(|entry| entry.id);
         entries.sort_unstable_by_key(|entry| (entry.last_used, entry.id));
-        Ok((entries, foreign))
+        Ok(entries)
+    }
+
+    /// How many documents have another `_id` than an `ObjectId`: the application makes none such.
+    pub fn foreign(&self, used_since: Option<WallTime>) -> Result<usize> {
+        let mut filter = self.chosen(used_since);
+        filter.insert("_id", doc! { "$not": { "$type": "objectId" } });
+        Ok(self.scan(&self.tokens, filter, doc! { "_id": 1 }, |_| Some(()))?.len())
+    }
+
+    /// The filter for the tokens of the chosen card that were used then or later.
+    fn chosen(&self, used_since: Option<WallTime>) -> Document {
+        let mut filter = self.card.map_or_else(Document::new, |id| of_card("card", id));
+        if let Some(at) = used_since {
+            filter.insert("last_used", doc! { "$gte": DateTime::from_millis(at.0) });
+        }
+        filter
     }
 
     /// The present state of some tokens with the names of their cards. Tokens

@@ -103,9 +103,11 @@ impl Run<'_> {
             info!("📊 只刷新 {days} 天内使用过的 Token");
         }
         let since = args.max_age_days.map(|days| now.minus_days(days));
-        let (entries, foreign) = store.entries(since, args.shard)?;
+        let entries = store.entries(since, args.shard)?;
+        // No shard is meant for these, so the first one reports them.
+        let foreign = if args.shard.index == 0 { store.foreign(since)? } else { 0 };
         self.collection_size = match (args.cleanup_days, since) {
-            (Some(_), Some(_)) => store.entries(None, args.shard)?.0.len(),
+            (Some(_), Some(_)) => store.entries(None, args.shard)?.len(),
             _ => entries.len(),
         };
         self.summary.counts.total = entries.len() + foreign;

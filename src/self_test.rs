@@ -115,7 +115,7 @@ fn refresh(store: &Store, api: &Api, token: &Token, summary: &mut Summary) -> Re
 
 fn count_expired(store: &Store, args: &Args) -> Result<()> {
     let days = args.cleanup_days.unwrap_or(CLEANUP_DAYS);
-    let all = store.entries(None, args.shard)?.0;
+    let all = store.entries(None, args.shard)?;
     warn_of_future(&all, &store.clock);
     let count = expired(all, store.clock.wall_now(), days).len();
     info!("📊 发现 {count} 个 {days} 天未使用的 Token");
