@@ -78,10 +78,10 @@ pub fn judge(status: u16, body: &[u8], own: &AccessToken) -> Verdict {
         return Verdict::Valid;
     }
     let msg = reply.msg.and_then(|msg| serde_json::from_str::<String>(msg.get()).ok()).unwrap_or_default();
-    if msg.trim_matches(|c: char| c.is_ascii_whitespace()).eq_ignore_ascii_case(CONDEMNING) {
-        return Verdict::Invalid(presentable(&msg, Some(own)));
-    }
     let shown = presentable(&msg, Some(own));
+    if msg.trim_matches(|c: char| c.is_ascii_whitespace()).eq_ignore_ascii_case(CONDEMNING) {
+        return Verdict::Invalid(shown);
+    }
     if asks_to_wait(&msg) {
         return Verdict::no_answer(shown, true);
     }
