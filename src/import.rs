@@ -2,7 +2,7 @@
 //! `{"card_<24 hex>": {"access_token", "uname", "pic", "unionid", "_save_time"}}`.
 
 use std::path::Path;
-use std::{fmt, fs, result};
+use std::{fs, result};
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -10,8 +10,7 @@ use jiff::tz::TimeZone;
 use log::{error, info, warn};
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{self, RawDocumentBuf, rawdoc};
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::clock::{Clock, WallTime};
 use crate::db_error::{DbError, Result};
@@ -24,11 +23,12 @@ use crate::writes::Written;
 /// Above this a `_save_time` counts milliseconds, below it seconds.
 const MAX_SECONDS: f64 = 1e11;
 
-pub type Entry = (String, Value);
+/// By their keys, `card_` and an id.
+pub type Entries = Map<String, Value>;
 
 /// Reads a file to its end, before the database is asked anything. `None`: nothing of it can be
 /// imported, and it was said why.
-pub fn read(file: &Path) -> Option<Vec<Entry>> {
+pub fn read(file: &Path) -> Option<Entries> {
     let entries = fs::read(file)
         .map_err(|error| format!("无法读取文件，{}", os_error(&error)))
         .and_then(|bytes| entries(&bytes));
@@ -36,31 +36,14 @@ pub fn read(file: &Path) -> Option<Vec<Entry>> {
 }
 
 /// The entries of a file; an error says what is wrong without a piece of it.
-fn entries(bytes: &[u8]) -> result::Result<Vec<Entry>, String> {
+fn entries(bytes: &[u8]) -> result::Result<Entries, String> {
     let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-    let mut json = serde_json::Deserializer::from_slice(text);
-    let entries = json.deserialize_map(InOrder).and_then(|entries| json.end().map(|()| entries));
-    let entries = entries
+    let entries: Entries = serde_json::from_slice(text)
         .map_err(|error| format!("不是有效的 JSON 对象，第 {} 行第 {} 列", error.line(), error.column()))?;
-    if !entries.iter().any(|(key, _)| card_id(key).is_some()) {
+    if !entries.keys().any(|key| card_id(key).is_some()) {
         return Err("没有一个键是 card_ 加名片 ID 的形式".to_owned());
     }
     Ok(entries)
-}
-
-/// The entries in the order of the file, so that their numbers are the file's.
-struct InOrder;
-
-impl<'de> Visitor<'de> for InOrder {
-    type Value = Vec<Entry>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> result::Result<Vec<Entry>, A::Error> {
-        std::iter::from_fn(|| map.next_entry().transpose()).collect()
-    }
 }
 
 fn shown(file: &Path) -> String {
@@ -68,7 +51,7 @@ fn shown(file: &Path) -> String {
 }
 
 /// Imports what was read, one entry after the other.
-pub fn run(store: &Store, file: &Path, entries: Vec<Entry>) -> Summary {
+pub fn run(store: &Store, file: &Path, entries: Entries) -> Summary {
     info!("📥 导入 {}...", shown(file));
     let mut summary = Summary::of("导入");
     summary.counts.total = entries.len();

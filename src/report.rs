@@ -17,15 +17,6 @@ use crate::text::os_error;
 /// Writes the metrics file and the JSON object, where asked for. What cannot
 /// be written makes the run exit 1, and a line on stderr says so.
 pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary) {
-    // With -q they are due for any exit code but 0.
-    let mut are_due = args.level < Level::Info;
-    let mut statistics = |summary: &Summary| {
-        if are_due && summary.exit_code() != 0 {
-            summary.lines().iter().for_each(|line| warn!("{line}"));
-            are_due = false;
-        }
-    };
-    statistics(summary);
     let broken = |summary: &mut Summary, failure: &str| {
         complain(failure);
         summary.raise(Stop::Broken);
@@ -50,7 +41,9 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
             tell_monitors(summary);
         }
     }
-    statistics(summary); // what could not be written may have made it the first exit code but 0
+    if args.level < Level::Info && summary.exit_code() != 0 {
+        summary.lines().iter().for_each(|line| warn!("{line}"));
+    }
 }
 
 /// Checks the target of `--metrics-file` before a run. An error is a usage error.
