@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use log::{error, info, warn};
 use mongodb::bson::Document;
+use mongodb::bson::RawDocumentBuf;
 use mongodb::bson::oid::ObjectId;
 
 use crate::api::Api;
@@ -101,7 +102,7 @@ pub fn run(
             summary.raise(Stop::Signal(signal));
         }
         count_fate(&fate, candidate, store.dry_run, summary);
-        if silence.needs_control() {
+        if silence.needs_control() && summary.stop.is_none() {
             error!("  🛑 API 连续没有应答，不再删除任何 Token");
             summary.raise(Stop::ApiUnreachable);
         }
@@ -190,7 +191,8 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
         }
     };
     let error = match store.delete(candidate.id, filter) {
-        (_, Ok(Written::Done | Written::Would)) => return Ok(Fate::Deleted),
+        (_, Ok(Written::Would)) => return Ok(Fate::Deleted),
+        (_, Ok(Written::Done)) => return deleted(store, candidate, &copy, entry),
         (1, Ok(Written::Changed)) => {
             take_copy_out();
             return Ok(Fate::Changed);
@@ -204,7 +206,9 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     };
     // A try failed, and may have deleted all the same: the copy stays, a look decides the count.
     let fate = match store.exists(candidate.id) {
-        Ok(false) => Fate::Deleted,
+        Ok(false) => deleted(store, candidate, &copy, entry)?,
+        // It may still be carried out.
+        Ok(true) if matches!(error, Some(DbError::Lost(_))) => Fate::Unsure,
         Ok(true) => {
             Fate::Failed(error.as_ref().map_or("Token 已被其他程序更改".to_owned(), ToString::to_string))
         }
@@ -213,5 +217,16 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     match error {
         Some(error) if error.is_fatal() => Err((fate, error)),
         _ => Ok(fate),
+    }
+}
+
+/// A token is gone. A restore may have put it back, and taken its copy out, just before: then it is copied again.
+fn deleted(store: &Store, candidate: &Candidate, copy: &RawDocumentBuf, entry: ObjectId) -> Decided {
+    let unsure = |error| (Fate::Unsure, error);
+    match store.has(&store.bin, entry) {
+        Ok(true) | Err(DbError::Refused(_)) => Ok(Fate::Deleted), // an account that may not look
+        Ok(false) if store.exists(candidate.id).map_err(unsure)? => Ok(Fate::Changed),
+        Ok(false) => store.copy_into_bin(copy, &candidate.reason).map(|_| Fate::Deleted).map_err(unsure),
+        Err(error) => Err((Fate::Deleted, error)),
     }
 }

@@ -2,6 +2,7 @@
 //! strings that ask for other concerns. Then an undisturbed run, and three sums: every token is
 //! living or whole in the bin, the counts equal the database, exit code and log say what happened.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::support::{
     self, Act, Outcome, Seed, Signal, Snapshot, Stub, TestDb, Total, Wire, count, unique_token,
     wall_clock_days_ago,
 };
-use super::{assert_report, assert_whole, come, each, id_of, report, single, sum, talkative, wait_at};
+use super::{Trial, assert_report, assert_whole, come, each, id_of, report, single, sum, talkative, wait_at};
 
 /// A kind of run.
 #[derive(Debug)]
@@ -306,6 +307,29 @@ impl Scenario {
             assert!(success == changed || is_unsure, "{success} of {changed}");
         }
     }
+}
+
+/// The answer to a delete is lost, and before it is sent again a restore puts the token back and takes the copy out.
+#[test]
+fn a_token_that_is_restored_before_its_delete_is_repeated_is_copied_again() {
+    let trial = Trial::new(single().fresh_db(), &["invalid"]);
+    let (api, (gate, moment), is_over) = (Stub::by_label(), channel(), AtomicBool::new(false));
+    let strike = move |command: &Command| {
+        let is_it = command.what == "delete baoming_tokens" && command.answered;
+        if !is_it || is_over.swap(true, Ordering::Relaxed) {
+            return Act::Pass;
+        }
+        wait_at(&gate);
+        Act::Cut
+    };
+    let wire = Wire::start(single().nodes[0].host(), strike, |_| {});
+    let uri = format!("mongodb://{}/?directConnection=true", wire.address());
+    let live = talkative(&trial.db, &api).env("MONGODB_URI", uri).start();
+    let held = come(&moment);
+    let restored = talkative(&trial.db, &api).args(["--restore-hours", "1"]).go();
+    assert_report(&restored, &trial.report(0, "+"));
+    drop(held);
+    trial.assert_end(&live.wait(), 0, "x");
 }
 
 #[test]
