@@ -22,6 +22,9 @@ const TARGET: &str = env!("CARGO_CRATE_NAME");
 /// A pipe must wait for no reader (the value of Linux on `x86_64` and `aarch64`).
 const O_NONBLOCK: i32 = 0o4000;
 
+/// `ELOOP`.
+const TOO_MANY_LINKS: i32 = 40;
+
 /// What could not be written, from the first fault on; taken by [`failure`].
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 
@@ -95,17 +98,26 @@ impl LogFile {
     fn open(path: PathBuf) -> io::Result<Self> {
         let folder = Path::new(".").join(&path).parent().map_or_else(PathBuf::new, Path::to_owned);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let own = fs::metadata("/proc/self").map(|own| own.uid()).ok();
+        let owner = fs::metadata(&folder)?;
+        // Root follows no link of somebody else's.
+        let follows = own != Some(0) || owner.uid() == 0;
+        let is_link = || fs::symlink_metadata(&path).is_ok_and(|there| there.is_symlink());
+        if !follows && is_link() {
+            return Err(io::Error::from_raw_os_error(TOO_MANY_LINKS));
+        }
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).custom_flags(O_NONBLOCK).open(&path)?;
         let (meta, there) = (file.metadata()?, fs::symlink_metadata(&path)?);
         let is_there = there.is_file() && id(&there) == id(&meta);
+        if !follows && !is_there {
+            return Err(io::Error::from_raw_os_error(TOO_MANY_LINKS)); // it became one meanwhile
+        }
         if is_there && meta.len() == 0 {
             // What root makes belongs to whom the folder belongs, or the next run could not write it.
-            let folder = fs::metadata(&folder)?;
-            let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+            let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
         }
-        let is_ours = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == meta.uid());
-        if is_there && is_ours && meta.mode() & 0o077 != 0 {
+        if is_there && own == Some(meta.uid()) && meta.mode() & 0o077 != 0 {
             file.set_permissions(Permissions::from_mode(meta.mode() & 0o700))?;
         }
         Ok(Self { path, file })
@@ -114,9 +126,7 @@ impl LogFile {
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let is_current = fs::metadata(&self.path)
             .is_ok_and(|there| self.file.metadata().is_ok_and(|ours| id(&ours) == id(&there)));
-        if !is_current && let Ok(reopened) = Self::open(self.path.clone()) {
-            *self = reopened;
-        }
-        self.file.write_all(line)
+        let reopened = if is_current { Ok(()) } else { Self::open(self.path.clone()).map(|new| *self = new) };
+        self.file.write_all(line).and(reopened)
     }
 }

@@ -17,6 +17,15 @@ use crate::text::os_error;
 /// Writes the metrics file and the JSON object, where asked for. What cannot
 /// be written makes the run exit 1, and a line on stderr says so.
 pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary) {
+    // With -q they are due for any exit code but 0.
+    let mut are_due = args.level < Level::Info;
+    let mut statistics = |summary: &Summary| {
+        if are_due && summary.exit_code() != 0 {
+            summary.lines().iter().for_each(|line| warn!("{line}"));
+            are_due = false;
+        }
+    };
+    statistics(summary);
     let broken = |summary: &mut Summary, failure: &str| {
         complain(failure);
         summary.raise(Stop::Broken);
@@ -24,10 +33,12 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
     if let Some(failure) = logging::failure() {
         broken(summary, &failure);
     }
+    // Of the file that another run left, also where this one has to write twice.
+    let previous = args.metrics_file.as_deref().map_or(Ok(0.0), previous_success);
     let tell_monitors = |summary: &mut Summary| {
         // A dry run refreshed nothing, so monitoring must not hear of it.
         if let (Some(path), false) = (&args.metrics_file, args.dry_run)
-            && let Err(error) = write_metrics(path, summary, clock)
+            && let Err(error) = write_metrics(path, summary, clock, &previous)
         {
             broken(summary, &format!("无法写入 --metrics-file: {} (cannot write it)", os_error(&error)));
         }
@@ -41,9 +52,7 @@ pub fn finish(args: &Args, database: &str, clock: &Clock, summary: &mut Summary)
             tell_monitors(summary);
         }
     }
-    if args.level < Level::Info && summary.exit_code() != 0 {
-        summary.lines().iter().for_each(|line| warn!("{line}"));
-    }
+    statistics(summary); // what could not be written may have made it the first exit code but 0
 }
 
 /// Checks the target of `--metrics-file` before a run. An error is a usage error.
@@ -62,17 +71,34 @@ pub fn check_metrics_target(path: &Path) -> Result<(), String> {
     }
 }
 
-/// A new file beside the old one, then a rename, so that a collector never
-/// reads half of it. The old one's last success is taken over, or nothing is written.
-fn write_metrics(path: &Path, summary: &Summary, clock: &Clock) -> io::Result<()> {
+/// The last success that a metrics file tells of; 0 when there is no file.
+fn previous_success(path: &Path) -> io::Result<f64> {
+    match fs::read(path) {
+        Ok(previous) => Ok(last_success(&previous)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0.0),
+        Err(error) => Err(error),
+    }
+}
+
+/// A new file beside the old one, then a rename, so that a collector never reads half of it. The
+/// `previous` last success is taken over, or nothing is written.
+fn write_metrics(
+    path: &Path,
+    summary: &Summary,
+    clock: &Clock,
+    previous: &io::Result<f64>,
+) -> io::Result<()> {
     let now = clock.now().as_second();
     let schedule = path.file_name().unwrap_or_default().to_string_lossy();
     let schedule = schedule.strip_suffix(".prom").unwrap_or(&schedule);
-    let last_success = match fs::read(path) {
+    let last_success = match previous {
         _ if summary.exit_code() == 0 => clock.now().as_duration().as_secs_f64().floor(),
-        Ok(previous) => last_success(&previous),
-        Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
-        Err(error) => return Err(error),
+        Ok(previous) => *previous,
+        Err(error) => {
+            return Err(error
+                .raw_os_error()
+                .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error));
+        }
     };
     let text = summary.metrics(schedule, now, last_success, clock.elapsed().as_secs_f64());
     let mut temporary = path.as_os_str().to_owned();

@@ -3,6 +3,7 @@
 
 use crate::connection::PROMPT;
 use crate::prelude::*;
+use std::os::unix::fs::chown;
 
 const IMPORT: &str = "\
 NOW [INFO] 📥 导入 FILE...
@@ -184,6 +185,10 @@ fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
     let (target, symbolic) = (file("target", "mine", 0o644), folder.join("link.prom"));
     symlink(&target, &symbolic).expect("link");
     let same = folder.join("both");
+    // Somebody else's folder, whose links root does not follow.
+    let foreign = scratch_dir();
+    symlink(&target, foreign.join("link")).expect("link");
+    let is_root = chown(&foreign, Some(65534), None).is_ok();
     let (log, metrics) = ("--log-file", "--metrics-file");
     // Files, exit code, what the line says.
     let table = [
@@ -197,7 +202,8 @@ fn a_file_that_cannot_be_written_is_told_before_anything_is_done() {
         (vec![(log, same.clone()), (metrics, same.clone())], 2, metrics),
         (vec![(log, folder.join("./both")), (metrics, same.clone())], 2, metrics),
     ];
-    for (files, code, said) in table {
+    let theirs = (vec![(log, foreign.join("link"))], 1, "系统错误 40 (os error 40)");
+    for (files, code, said) in table.into_iter().chain(is_root.then_some(theirs)) {
         count(Total::FAULTS, 1);
         let what = format!("{files:?}");
         let mut run = Run::new(&db, &api).arg("--json").limit(PROMPT);

@@ -146,7 +146,7 @@ const OUTPUTS: [(&str, bool, bool); 8] = [
     (r#"{ "$0" "$@" 2>&1 >&-; echo $? >"$CODE"; } | head -1; exit "$(cat "$CODE")""#, false, false),
     (CUT_LOG, true, true),
     (FULL_LOG, true, true),
-    (LOG_BECOMES_FOLDER, false, false),
+    (LOG_BECOMES_FOLDER, true, true),
 ];
 const CUT_LOG: &str = r#"ulimit -f 1; exec "$0" "$@""#;
 const FULL_LOG: &str = r#""$0" "$@" --log-file /dev/full"#;
@@ -182,6 +182,9 @@ fn a_run_is_done_whatever_becomes_of_its_output() {
             let metrics = fs::read_to_string(&metrics).expect("metrics");
             let exit_code = format!("baoming_refresh_exit_code{{schedule=\"m\"}} {}\n", i32::from(untold));
             assert!(metrics.ends_with(&exit_code), "{metrics}");
+            let is_success =
+                !metrics.contains("baoming_refresh_last_success_timestamp_seconds{schedule=\"m\"} 0\n");
+            assert_eq!(is_success, !untold, "{metrics}");
         }
         if log.is_file() && script != CUT_LOG {
             assert!(fs::read_to_string(&log).expect("the log file").contains("🎉 刷新完成"));
