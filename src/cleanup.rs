@@ -1,5 +1,6 @@
 //! `--cleanup-days`: moves long-unused tokens to the recycle bin.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use log::{info, warn};
@@ -22,7 +23,7 @@ pub fn run(
     args: &Args,
     days: u32,
     collection_size: usize,
-    decided: &[ObjectId],
+    decided: &HashSet<ObjectId>,
     summary: &mut Summary,
 ) -> Result<(), DbError> {
     info!("🧹 清理 {days} 天未使用的 Token...");

@@ -35,7 +35,7 @@ struct Run<'a> {
     collection_size: usize,
     condemned: Vec<Candidate>,
     /// Valid tokens whose `last_used` was not moved: the cleanup must not take them for unused.
-    valid_but_unwritten: Vec<ObjectId>,
+    valid_but_unwritten: HashSet<ObjectId>,
     /// Tokens that were asked before their turn, as controls.
     asked_early: HashSet<ObjectId>,
     next_start: Instant,
@@ -52,7 +52,7 @@ pub fn run(store: &Store, api: &Api, args: &Args) -> Summary {
         silence: Silence::default(),
         collection_size: 0,
         condemned: Vec::new(),
-        valid_but_unwritten: Vec::new(),
+        valid_but_unwritten: HashSet::new(),
         asked_early: HashSet::new(),
         next_start: Instant::now(),
         last_progress: Instant::now(),
@@ -161,7 +161,11 @@ impl Run<'_> {
     /// Asks about the most recently used token that is left, to tell broken tokens from a dead API.
     fn ask_control(&mut self, entries: &[Entry], next: usize) -> Result<(), DbError> {
         for (index, entry) in entries.iter().enumerate().skip(next).rev() {
-            if self.asked_early.contains(&entry.id) || self.summary.stop.is_some() {
+            if let Some(signal) = stop::requested() {
+                self.summary.raise(Stop::Signal(signal));
+                return Ok(());
+            }
+            if self.asked_early.contains(&entry.id) {
                 continue;
             }
             let Some(token) = self.store.tokens(&[*entry])?.remove(&entry.id) else {
@@ -220,13 +224,13 @@ impl Run<'_> {
             Ok(Written::Done) => info!("  ✅ Token 有效，已更新使用时间"),
             Ok(Written::Would) => info!("  ✅ Token 有效 (试运行: 未写入)"),
             Ok(Written::Changed) => {
-                self.valid_but_unwritten.push(token.id);
+                self.valid_but_unwritten.insert(token.id);
                 info!("  ⏭️ 跳过: Token 已被其他程序更改");
                 self.summary.counts.skipped += 1;
                 return Ok(());
             }
             Err(error) => {
-                self.valid_but_unwritten.push(token.id);
+                self.valid_but_unwritten.insert(token.id);
                 self.fail(label, &error.to_string());
                 return if error.is_fatal() { Err(error) } else { Ok(()) };
             }

@@ -96,7 +96,7 @@ impl Store {
             Some(Ok(opened)) => opened,
             Some(Err(error)) => return Err(cause::describe(&error, connection)),
             // Nothing but the look-up of mongodb+srv:// takes time so far.
-            None => return Err(cause::SLOW_NAME.to_owned()),
+            None => return Err(given_up(cause::SLOW_NAME.to_owned())),
         };
         let tokens: Documents = database.collection(TOKENS);
         let end = started + limit * 9 / 10; // the rest is for finding the cause
@@ -106,7 +106,7 @@ impl Store {
             let error = match worker.wait_for(end, move || read_and_greet(&probed, &on)) {
                 Some(Ok(hello)) => break hello,
                 Some(Err(error)) => error,
-                None => return Err(said), // what the servers said when they were last asked
+                None => return Err(given_up(said)), // what the servers said when they were last asked
             };
             said = cause::describe(&error, connection);
             let pause_end = Instant::now() + FIRST_PAUSE;
@@ -221,6 +221,11 @@ impl Store {
         };
         self.worker.repeat(scan).1
     }
+}
+
+/// Why nobody waits for the first connection any longer.
+fn given_up(cause: String) -> String {
+    if stop::requested().is_some() { "收到停止信号，不再等待".to_owned() } else { cause }
 }
 
 /// Reads once, since a ping would succeed without logging in, and asks the server about itself.

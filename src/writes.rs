@@ -78,7 +78,10 @@ impl Store {
         match written {
             Ok(_) => Ok(id),
             Err(error) => {
-                if let Err(left) = self.take_out_of_bin(id) {
+                // What was refused was not written.
+                if !matches!(error, DbError::Refused(_))
+                    && let Err(left) = self.take_out_of_bin(id)
+                {
                     warn!("  ⚠️ 未完成的副本 {id} 可能留在回收站中: {left}");
                 }
                 Err(error)
