@@ -102,7 +102,7 @@ pub fn run(
             summary.raise(Stop::Signal(signal));
         }
         count_fate(&fate, candidate, store.dry_run, summary);
-        if silence.needs_control() && summary.stop.is_none() {
+        if silence.is_long() && summary.stop.is_none() {
             error!("  🛑 API 连续没有应答，不再删除任何 Token");
             summary.raise(Stop::ApiUnreachable);
         }

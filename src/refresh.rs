@@ -143,7 +143,7 @@ impl Run<'_> {
                     info!("[{}/{total}] ⏭️ 跳过: Token 已被其他程序删除", index + 1);
                     self.summary.counts.skipped += 1;
                 }
-                if self.silence.needs_control() {
+                if self.silence.is_long() {
                     self.ask_control(entries, index + 1)?;
                 }
                 if self.summary.stop.is_some() {
@@ -178,7 +178,7 @@ impl Run<'_> {
                 break;
             }
         }
-        if self.silence.needs_control() {
+        if self.silence.is_long() {
             self.summary.raise(Stop::ApiUnreachable);
         }
         Ok(())

@@ -70,7 +70,10 @@ fn restore_all(store: &Store, hours: u32, verb: &str, summary: &mut Summary) -> 
                 return Err(error);
             }
             Err(error) => {
-                warn!("  ❌ 未恢复: {shown}，{error}");
+                // What got no answer may still be carried out.
+                let what =
+                    if matches!(error, DbError::Lost(_)) { "不确定是否已恢复" } else { "未恢复" };
+                warn!("  ❌ {what}: {shown}，{error}");
                 summary.fail(&error.to_string());
                 if !matches!(error, DbError::Other(_)) {
                     return Err(error);

@@ -200,7 +200,8 @@ impl Store {
         Ok(self.find_one(collection, doc! { "_id": id })?.is_some())
     }
 
-    /// Reads all that a filter finds; from the start when the place was lost.
+    /// Reads all that a filter finds, however long that takes: the limit is for each document. From the
+    /// start when the place was lost before the limit of the first one.
     pub(crate) fn scan<T: Send + 'static>(
         &self,
         collection: &Documents,

@@ -158,8 +158,8 @@ impl Silence {
         }
     }
 
-    /// Whether a control must tell if the API is there at all.
-    pub fn needs_control(&self) -> bool {
+    /// Whether the API may be away: the run then asks a control, the delete step ends.
+    pub fn is_long(&self) -> bool {
         self.in_a_row >= SILENT_IN_A_ROW
     }
 
@@ -315,14 +315,14 @@ mod tests {
         assert!(!silence.is_total());
         let start = Instant::now();
         (0..4).for_each(|_| silence.note(&silent, start));
-        assert!(silence.is_total() && !silence.needs_control());
+        assert!(silence.is_total() && !silence.is_long());
         assert_eq!(silence.patience_ends(), start + PATIENCE);
         silence.note(&Verdict::Unclear(String::new()), start);
         assert!(silence.patience_ends() > start + PATIENCE);
         (0..4).for_each(|_| silence.note(&silent, start));
-        assert!(!silence.is_total() && !silence.needs_control());
+        assert!(!silence.is_total() && !silence.is_long());
         silence.note(&silent, start);
-        assert!(silence.needs_control());
+        assert!(silence.is_long());
     }
 
     /// Texts put together of what matters.

@@ -25,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread that talks to the driver, and how many answers it got in operations of several commands.
+/// The thread that talks to the driver, and how many documents it got in operations of several commands.
 pub struct Worker {
     thread: RefCell<(Sender<Job>, Arc<AtomicUsize>)>,
     limit: Duration,
@@ -76,7 +76,7 @@ impl Worker {
         None
     }
 
-    /// What an operation of several commands counts the server's answers with: the limit is for each of them.
+    /// What an operation of several commands counts its documents with: the limit is for each of them.
     pub fn answers(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.thread.borrow().1)
     }

@@ -109,7 +109,15 @@ fn a_replica_set_that_changes_its_primary_in_mid_run() {
         eprintln!("dies: {dies}, in the delete step: {in_delete_step}");
         let trial = Trial::new(set.fresh_db(), &labels);
         let primary = set.primary();
-        let change = || if dies { primary.kill() } else { set.step_down() };
+        let change = || {
+            if !dies {
+                return set.step_down();
+            }
+            // What only the dying one had would be undone, as one confirmation is all that an update asks for.
+            let all_before = doc! { "appendOplogNote": 1, "data": {}, "writeConcern": { "w": "majority" } };
+            primary.admin(all_before);
+            primary.kill();
+        };
         let run = |api: &Stub| talkative(&trial.db, api).args(["--max-delete", "100%"]);
         let (_api, live) = struck(if in_delete_step { 45 } else { 6 }, run, change);
         let outcome = live.wait();
