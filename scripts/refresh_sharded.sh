@@ -18,6 +18,7 @@ case ${1-} in
 esac
 n=$1
 shift
+case " $* " in *' -h '* | *' --help '*) printf '%s\n' "$usage" && exit ;; esac
 command -v jq >/dev/null || fail '没有安装 jq (jq is not installed)'
 command -v refresh_baoming_tokens >/dev/null || fail '找不到 refresh_baoming_tokens (not on PATH)'
 # Flags are checked even with --version: what is wrong with them is said once, not N times.

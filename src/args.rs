@@ -7,7 +7,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::select::{MaxDelete, Shard, digits};
-use crate::text::escape;
+use crate::text::{escape, presentable};
 
 /// The text of `--help`: the README's list of flags, which the build takes out of it.
 pub const USAGE: &str = include_str!(concat!(env!("OUT_DIR"), "/usage.txt"));
@@ -207,7 +207,11 @@ impl Flags {
 
     fn changed(&self) -> String {
         let changed = self.0.iter().filter(|(flag, value)| default(flag) != Some(value));
-        let shown = changed.map(|(flag, value)| match escape(value) {
+        let safe = |flag: &str, value: &str| match flag {
+            "--card" => presentable(value, None),
+            _ => escape(value),
+        };
+        let shown = changed.map(|(flag, value)| match safe(flag, value) {
             value if value.contains(char::is_whitespace) => format!("{flag} '{value}'"),
             value => format!("{flag} {value}").trim_end().to_owned(),
         });

@@ -41,7 +41,7 @@ impl fmt::Display for DbError {
             Self::Lost(what) => write!(f, "数据库没有应答或不接受操作 ({what})"),
             Self::Refused(0) => f.write_str("数据库拒绝登录，请检查用户和密码"),
             Self::Refused(13) => f.write_str(
-                "数据库账户没有权限 (错误 13)，需要读 cards，并读写 baoming_tokens 和 baoming_tokens_deleted",
+                "数据库账户没有权限 (错误 13)，需要 listCollections，读 cards，并读写 baoming_tokens 和 baoming_tokens_deleted",
             ),
             Self::Refused(code) => write!(f, "数据库不支持此操作 (错误 {code})"),
             Self::Unconfirmed(code) => write!(f, "写入没有得到副本集多数成员的确认 (错误 {code})"),

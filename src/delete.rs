@@ -19,6 +19,9 @@ use crate::summary::{Stop, Summary};
 use crate::verdict::{Silence, Verdict};
 use crate::writes::{Written, unchanged};
 
+/// The server takes documents of 16 MiB; an entry of the bin is a little larger than its token.
+const MAX_COPY: usize = (16 << 20) - 1024;
+
 /// A token that is to be deleted.
 pub struct Candidate {
     pub id: ObjectId,
@@ -184,6 +187,9 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
         Ok(filter) => filter,
         Err(error) => return Ok(Fate::Failed(error.to_string())),
     };
+    if copy.as_bytes().len() > MAX_COPY {
+        return Ok(Fate::Failed("文档过大，无法放入回收站".to_owned()));
+    }
     let entry = store.copy_into_bin(&copy, &candidate.reason).map_err(kept)?;
     let take_copy_out = || {
         if let Err(error) = store.take_out_of_bin(entry) {

@@ -19,7 +19,7 @@ use mongodb::sync::{Client, Collection, Database};
 
 use crate::cause;
 use crate::clock::Clock;
-use crate::db_error::{DbError, Result, is_passing};
+use crate::db_error::{Result, is_passing};
 use crate::stop;
 use crate::uri::Connection;
 use crate::worker::{FIRST_PAUSE, Worker};
@@ -151,11 +151,7 @@ impl Store {
     /// Why nothing may be deleted from these collections: one that drops or hides documents is no recycle
     /// bin, and one that compares texts by rules of its own cannot tell whether a token is the one that was copied.
     pub fn unfit_to_delete(&self) -> Result<Option<String>> {
-        let collections = match self.collections() {
-            Err(DbError::Lost(what)) => return Err(DbError::Lost(what)),
-            collections => collections.unwrap_or_default(), // an account that may not ask
-        };
-        Ok(collections.iter().find_map(|found| {
+        Ok(self.collections()?.iter().find_map(|found| {
             let option = |name: &str| found.get_document("options").is_ok_and(|all| all.contains_key(name));
             let kind = match found.get_str("type") {
                 Ok("collection") if option("capped") => "固定大小的集合 (capped)",
@@ -201,7 +197,7 @@ impl Store {
     }
 
     /// Reads all that a filter finds, however long that takes: the limit is for each document. From the
-    /// start when the place was lost before the limit of the first one.
+    /// start when the connection was lost before the limit of the first one.
     pub(crate) fn scan<T: Send + 'static>(
         &self,
         collection: &Documents,

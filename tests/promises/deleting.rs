@@ -103,24 +103,30 @@ fn a_dry_run_tells_what_the_run_then_does_and_writes_nothing() {
     }
 }
 
-/// No filter can be made of it, so it could not be told whether the copy is the token: no copy is left behind either.
+/// No filter can be made of the one, so it could not be told whether the copy is the token; the other leaves no room
+/// for an entry of the bin. No copy is left behind, and the rest goes on.
 #[test]
-fn a_document_that_is_no_proper_bson_is_kept() {
-    let db = Mongod::shared().fresh_db();
-    let (id, access_token) = (ObjectId::new(), unique_token("invalid"));
-    db.add_secret(&access_token);
-    let mut bytes =
-        doc! { "_id": id, "access_token": access_token, "uname": "\u{1}AAAA" }.to_vec().expect("BSON");
-    let name = bytes.windows(5).position(|window| window == b"\x01AAAA").expect("the name");
-    bytes[name] = 0xff;
-    let document = RawDocumentBuf::from_bytes(bytes).expect("BSON");
-    db.db.collection::<RawDocumentBuf>("baoming_tokens").insert_one(&document).run().expect("token");
-    for _ in 0..2 {
-        let outcome = Run::new(&db, &Stub::always(Reply::invalid())).go().expect(3);
-        assert_eq!((outcome.stat("失败"), outcome.stat("删除")), (1, 0));
+fn a_document_that_cannot_be_copied_is_kept() {
+    let odd = |access_token: &str, uname: String| {
+        doc! { "_id": ObjectId::new(), "access_token": access_token, "uname": uname }.to_vec().expect("BSON")
+    };
+    let [broken, huge] = ["invalid", "invalid"].map(unique_token);
+    let mut not_text = odd(&broken, "\u{1}AAAA".to_owned());
+    let name = not_text.windows(5).position(|window| window == b"\x01AAAA").expect("the name");
+    not_text[name] = 0xff;
+    for (access_token, bytes) in [(&broken, not_text), (&huge, odd(&huge, "x".repeat((16 << 20) - 150)))] {
+        let db = Mongod::shared().fresh_db();
+        db.add_secret(access_token);
+        let document = RawDocumentBuf::from_bytes(bytes).expect("BSON");
+        db.db.collection::<RawDocumentBuf>("baoming_tokens").insert_one(&document).run().expect("token");
+        db.add_token("invalid");
+        for deleted in [1, 0] {
+            let outcome = Run::new(&db, &Stub::always(Reply::invalid())).go().expect(3);
+            assert_eq!((outcome.stat("失败"), outcome.stat("删除")), (1, deleted));
+        }
+        let after = db.snapshot();
+        assert_eq!((after.tokens, after.bin.len()), (vec![document], 1));
     }
-    let after = db.snapshot();
-    assert_eq!((after.tokens.len(), after.bin.len()), (1, 0));
 }
 
 /// A bin that drops or hides documents is none; a collation cannot tell whether a token is the one that was copied.

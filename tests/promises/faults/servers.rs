@@ -306,12 +306,14 @@ fn a_long_run_tells_its_progress_once_a_minute() {
 type Account = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>);
 
 const BIN: Option<&str> = Some("baoming_tokens_deleted");
-const ACCOUNTS: [Account; 6] = [
+const ACCOUNTS: [Account; 7] = [
     ("all", "find update remove", "find insert remove", "x+c", None),
     ("no-bin", "find update remove", "collStats", "w+.", BIN),
     ("read-bin", "find update remove", "find remove", "w+.", BIN),
     ("no-purge", "find update remove", "insert", "x+c", BIN),
     ("no-remove", "find update", "find insert remove", "w+.", Some("没有权限")),
+    // It cannot know whether the bin keeps what it takes.
+    ("no-list", "find update remove", "find insert remove", "w+.", Some("listCollections")),
     ("read-only", "find", "find", "w!.", Some("没有权限")),
 ];
 
@@ -322,8 +324,13 @@ fn an_account_that_may_not_do_all_loses_nothing() {
         count(Total::FAULTS, 1);
         let db = server.fresh_db();
         let [tokens, bin] = [tokens, bin].map(|actions| actions.split(' ').collect::<Vec<_>>());
-        let privileges: [(&str, &[&str]); 3] =
-            [("baoming_tokens", &tokens), ("cards", &["find"]), ("baoming_tokens_deleted", &bin)];
+        let list = if name == "no-list" { "collStats" } else { "listCollections" };
+        let privileges: [(&str, &[&str]); 4] = [
+            ("", &[list]),
+            ("baoming_tokens", &tokens),
+            ("cards", &["find"]),
+            ("baoming_tokens_deleted", &bin),
+        ];
         let uri = server.add_user(name, &db.name, &privileges);
         let trial = Trial::new(db, &["invalid", "valid", "unclear-41d"]);
         // The collection is there, and an entry that is due for the purge.
