@@ -18,6 +18,8 @@ fn the_scheduler_says_what_it_will_do_and_ends_its_pause_at_a_signal() {
             let before = api.requests();
             let live = Run::new(&db, &api).arg("--scheduler").args(flags.split_whitespace()).start();
             live.await_line(line);
+            let dumped = fs::read_to_string(format!("/proc/{}/coredump_filter", live.pid().as_raw_nonzero()));
+            assert_eq!(dumped.expect("what a core dump would hold"), "00000000\n");
             let start = Instant::now();
             live.signal(signal);
             let outcome = live.wait().expect(0);
