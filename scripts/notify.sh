@@ -40,7 +40,7 @@ fi
 
 # shellcheck disable=SC3045 # every sh at hand has it; a core dump would hold tokens
 ulimit -c 0 2>/dev/null || :
-tmp=$(mktemp -d || mktemp -d -p /dev/shm || mktemp -d -p /var/tmp) || exec "$@" --json
+tmp=$({ mktemp -d || mktemp -d -p /dev/shm || mktemp -d -p /var/tmp; } 2>/dev/null) || exec "$@" --json
 trap 'rm -rf "$tmp"' EXIT
 exec 3>/dev/null
 : >"$tmp/log"

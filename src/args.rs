@@ -345,6 +345,7 @@ mod tests {
         assert_eq!(changed("-v --retries 2 --shard=1/1 --delay-ms=0"), "--verbose --delay-ms 0");
         let odd = parse(vec!["--card".into(), "a\nb c".into()]).expect("a name");
         assert_eq!(odd.changed, "--card 'a\\nb c'");
+        assert_eq!(changed("--card secret-4lphaB3taG4mma"), "--card secr…");
     }
 
     #[test]

@@ -5,9 +5,8 @@
 use std::time::Instant;
 
 use log::{error, info, warn};
-use mongodb::bson::Document;
-use mongodb::bson::RawDocumentBuf;
 use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Document, RawDocumentBuf};
 
 use crate::api::Api;
 use crate::args::Args;
@@ -198,7 +197,7 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     };
     let error = match store.delete(candidate.id, filter) {
         (_, Ok(Written::Would)) => return Ok(Fate::Deleted),
-        (_, Ok(Written::Done)) => return deleted(store, candidate, &copy, entry),
+        (_, Ok(Written::Done)) => return ensure_copied(store, candidate, &copy, entry),
         (1, Ok(Written::Changed)) => {
             take_copy_out();
             return Ok(Fate::Changed);
@@ -212,7 +211,7 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     };
     // A try failed, and may have deleted all the same: the copy stays, a look decides the count.
     let fate = match store.exists(candidate.id) {
-        Ok(false) => deleted(store, candidate, &copy, entry)?,
+        Ok(false) => ensure_copied(store, candidate, &copy, entry)?,
         // It may still be carried out.
         Ok(true) if matches!(error, Some(DbError::Lost(_))) => Fate::Unsure,
         Ok(true) => {
@@ -226,8 +225,9 @@ fn move_to_bin(store: &Store, candidate: &Candidate) -> Decided {
     }
 }
 
-/// A token is gone. A restore may have put it back, and taken its copy out, just before: then it is copied again.
-fn deleted(store: &Store, candidate: &Candidate, copy: &RawDocumentBuf, entry: ObjectId) -> Decided {
+/// Of a token that is gone. A restore may have put it back, and taken its copy out, before the delete that
+/// then took it again: it is copied once more.
+fn ensure_copied(store: &Store, candidate: &Candidate, copy: &RawDocumentBuf, entry: ObjectId) -> Decided {
     let unsure = |error| (Fate::Unsure, error);
     match store.has(&store.bin, entry) {
         Ok(true) | Err(DbError::Refused(_)) => Ok(Fate::Deleted), // an account that may not look

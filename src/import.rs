@@ -53,6 +53,7 @@ fn shown(file: &Path) -> String {
 /// Imports what was read, one entry after the other.
 pub fn run(store: &Store, file: &Path, entries: Entries) -> Summary {
     info!("📥 导入 {}...", shown(file));
+    let verb = if store.dry_run { "试运行: 将导入" } else { "成功" };
     let mut summary = Summary::of("导入");
     summary.counts.total = entries.len();
     for (number, (key, value)) in (1..).zip(entries) {
@@ -62,7 +63,7 @@ pub fn run(store: &Store, file: &Path, entries: Entries) -> Summary {
         let at = format!("[{number}/{}]", summary.counts.total);
         match import(store, &key, &value) {
             Ok(Fate::Added(name)) => {
-                info!("  ✅ {at} 成功: 名片 '{name}'");
+                info!("  ✅ {at} {verb}: 名片 '{name}'");
                 summary.counts.success += 1;
             }
             Ok(Fate::Skipped(why)) => {

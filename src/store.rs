@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::db_error::{Result, is_passing};
 use crate::stop;
 use crate::uri::Connection;
-use crate::worker::{FIRST_PAUSE, Worker};
+use crate::worker::{FIRST_PAUSE, STOPPED, Worker};
 
 const TOKENS: &str = "baoming_tokens";
 const CARDS: &str = "cards";
@@ -205,13 +205,13 @@ impl Store {
         fields: Document,
         pick: impl Fn(&RawDocument) -> Option<T> + Send + Sync + 'static,
     ) -> Result<Vec<T>> {
-        let (collection, answers) = (collection.clone(), self.worker.answers());
+        let (collection, documents) = (collection.clone(), self.worker.documents());
         let scan = move || {
             let find = collection.find(filter.clone()).projection(fields.clone());
             let mut cursor = find.batch_size(BATCH).run()?;
             let mut found = Vec::new();
             while cursor.advance()? {
-                answers.fetch_add(1, Ordering::Relaxed);
+                documents.fetch_add(1, Ordering::Relaxed);
                 found.extend(pick(cursor.current()));
             }
             Ok(found)
@@ -222,7 +222,7 @@ impl Store {
 
 /// Why nobody waits for the first connection any longer.
 fn given_up(cause: String) -> String {
-    if stop::requested().is_some() { "收到停止信号，不再等待".to_owned() } else { cause }
+    if stop::requested().is_some() { STOPPED.to_owned() } else { cause }
 }
 
 /// Reads once, since a ping would succeed without logging in, and asks the server about itself.

@@ -21,6 +21,8 @@ const GRACE: Duration = Duration::from_millis(1500);
 const LEAST: Duration = Duration::from_millis(200);
 /// Before a lost connection is tried again; then longer.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Why nobody waits any longer, after a signal.
+pub const STOPPED: &str = "收到停止信号，不再等待";
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -50,11 +52,11 @@ impl Worker {
         let job = Box::new(move || {
             let _ = done.send(job()); // nobody waits for a job that was given up
         });
-        let answers = self.answers();
-        let mut seen = answers.load(Ordering::Relaxed);
+        let documents = self.documents();
+        let mut seen = documents.load(Ordering::Relaxed);
         self.thread.borrow().0.send(job).ok()?;
         loop {
-            let counted = answers.load(Ordering::Relaxed);
+            let counted = documents.load(Ordering::Relaxed);
             if counted != seen {
                 (seen, limit) = (counted, limit.max(Instant::now() + self.limit));
             }
@@ -77,7 +79,7 @@ impl Worker {
     }
 
     /// What an operation of several commands counts its documents with: the limit is for each of them.
-    pub fn answers(&self) -> Arc<AtomicUsize> {
+    pub fn documents(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.thread.borrow().1)
     }
 
@@ -115,7 +117,7 @@ impl Worker {
     /// The error of an operation that was given up.
     fn no_answer(&self) -> DbError {
         if stop::requested().is_some() {
-            return DbError::Lost("收到停止信号，不再等待".to_owned());
+            return DbError::Lost(STOPPED.to_owned());
         }
         DbError::no_answer(self.limit)
     }

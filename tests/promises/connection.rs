@@ -310,6 +310,16 @@ fn a_failed_connection_names_its_cause() {
 }
 
 #[test]
+fn a_signal_while_connecting_is_told_as_such() {
+    let ((db, api), (_sockets, address)) = (world(), unresponsive());
+    let live = Run::new(&db, &api).env("MONGODB_URI", format!("mongodb://{address}/")).start();
+    live.await_line("正在连接数据库");
+    live.signal(Signal::TERM);
+    let log = live.wait().expect(143).log();
+    assert!(log.contains("连接失败: 收到停止信号") && !log.contains("防火墙"), "{log}");
+}
+
+#[test]
 fn certificates_are_verified_and_those_that_fit_are_used() {
     use Certificate::{CaAsServer, Expired, Good, SelfSigned, WrongHost};
     let [good, self_signed, wrong_host, ca_as_server] = [Good, SelfSigned, WrongHost, CaAsServer]

@@ -62,7 +62,9 @@ fn import_adds_tokens_of_cards_that_have_none() {
     let import = |flags: &[&str]| Run::new(&db, &api).arg("--import-json").arg(&file).args(flags).go();
     let before = db.snapshot();
     let expected = report(&db, 3, None, &[("success", 3), ("skipped", 5), ("failed", 1)]);
-    assert_report(&import(&["--dry-run", "--json"]), &dry(expected));
+    let would = import(&["--dry-run", "--json"]);
+    assert_report(&would, &dry(expected));
+    assert_eq!(would.stderr.matches("试运行: 将导入: 名片").count(), 3, "{}", would.stderr);
     assert_eq!(db.snapshot(), before);
 
     let start = wall_clock();

@@ -130,4 +130,9 @@ fn what_a_script_cannot_do_is_one_clear_line_and_touches_nothing() {
         assert_eq!((outcome.stdout.as_str(), api.requests()), ("", 0), "{outcome:?}");
         assert_eq!(fs::read_dir(&folder).expect("folder").count(), 0, "{outcome:?}");
     }
+    let help = of("refresh_sharded.sh", "2 --dry-run --help").go().expect(0);
+    assert!(
+        help.stdout.starts_with("用法 / usage: refresh_sharded.sh N") && help.stderr.is_empty(),
+        "{help:?}"
+    );
 }
